@@ -1,0 +1,40 @@
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+FOOTAGE := out/footage
+OUT := out/demo
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+setup: $(STAMP)  ## make .venv with everything pinned
+
+$(STAMP): requirements.txt requirements-dev.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt -r requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: setup  ## make footage with known truth, curate it, and say where to look
+	$(BIN)/understudy sample $(FOOTAGE)
+	$(BIN)/understudy curate $(FOOTAGE) --recipe data_manifests/demo.yaml --out $(OUT) || test $$? -eq 1
+	$(BIN)/understudy verify $(OUT)/dataset.json
+
+test: setup  ## the test suite
+	$(BIN)/python -m pytest
+
+test-slow: setup  ## what takes minutes: kills at random moments, long memory runs
+	$(BIN)/python -m pytest -m slow
+
+lint: setup  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: setup  ## benchmark tables
+	$(BIN)/python -m benchmarks.curate
+
+.PHONY: help setup demo test test-slow lint bench

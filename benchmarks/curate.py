@@ -1,0 +1,212 @@
+"""Speed and memory of the curation: `make bench`, or `python -m benchmarks.curate [speed] [workers] [memory] [rerun]`.
+
+Ratios against a plain full decode of the same sources in the same run, in CPU seconds of one process, since machines
+differ and are shared.
+"""
+
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from data_manifests.storage import Storage
+from tasks.clip import Clip
+from tasks.clips import ClipSettings, plan, write_clips
+from tasks.ingest import ingest
+from tasks.recipe import load_recipe
+from tasks.scenes import find_shots
+from tasks.stages import STAGES
+from tests.world import make
+
+SOURCES = ["talk_hd.mp4", "talk_45s.mp4", "cuts_plain.mp4", "fps_60.mp4"]
+
+
+def table(title: str, head: list[str], rows: list[list[str]]) -> None:
+    widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+    print(f"\n{title}")
+    for row in [head, ["-" * w for w in widths], *rows]:
+        print(
+            "  ".join(
+                cell.ljust(w) if i == 0 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+        )
+
+
+def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds of this process and all its threads, and what came of it."""
+    started = time.process_time()
+    result = work()
+    return time.process_time() - started, result
+
+
+def plain_decode(path: Path) -> int:
+    import av
+
+    with av.open(str(path)) as container:
+        container.streams.video[0].thread_count = 1
+        return sum(1 for _ in container.decode(video=0))
+
+
+def speed(folder: Path) -> None:
+    """Each step against the decode of the sources it starts from."""
+    recipe = load_recipe("active_mind")
+    settings = ClipSettings.model_validate(recipe.clips.model_dump() | {"min_s": 2.0})
+    storage = Storage(str(folder / "speed"))
+    stages = {name: STAGES[name](s) for name, s in recipe.measure.items()}
+    total: dict[str, float] = {}
+    rows = []
+    clip_seconds = 0.0
+    for name in SOURCES:
+        path = folder / "footage" / name
+        seconds = {"decode": cpu(lambda p=path: plain_decode(p))[0]}
+        seconds["hash and probe"], info = cpu(lambda p=path: ingest(str(p)))
+        seconds["scenes"], scenes = cpu(lambda p=path: find_shots(p, recipe.scenes))
+        records, _ = plan(info, scenes.shots, scenes.holes, settings)
+        seconds["cut and write"], records = cpu(
+            lambda i=info, p=path, r=records: write_clips(i, p, r, settings, storage)
+        )
+        for stage_name, stage in stages.items():
+            seconds[stage_name] = 0.0
+            for number, record in enumerate(records):
+                clip = Clip(record, Path(storage.path(record.video)), Path(storage.path(record.audio)))
+                if number == 0 and name == SOURCES[0]:
+                    stage.measure(clip)  # loads what it needs
+                seconds[stage_name] += cpu(lambda s=stage, c=clip: s.measure(c))[0]
+        clip_seconds += sum(r.duration_s for r in records)
+        for step, spent in seconds.items():
+            total[step] = total.get(step, 0.0) + spent
+        rows.append([name, *(f"{seconds[s] / seconds['decode']:.2f}" for s in seconds)])
+    rows.append(["all", *(f"{total[s] / total['decode']:.2f}" for s in total)])
+    rows.append(["CPU ms a clip second", *(f"{1000 * total[s] / clip_seconds:.0f}" for s in total)])
+    table(f"CPU seconds over those of a plain decode ({clip_seconds:.0f} s of clips)", ["source", *total], rows)
+
+
+def curated(
+    footage: Path, out: Path, workers: int, recipe_name: str = "demo", bounds: dict[str, float] | None = None
+) -> dict[str, float]:
+    """Curate without Prefect; wall seconds by step."""
+    from data_manifests.dataset import DatasetManifest
+    from data_manifests.sources import SourceRow, read_sources
+    from tasks.curation import Curation
+    from tasks.engine import Engine
+    from tasks.outcome import Outcome
+
+    recipe = load_recipe(recipe_name)
+    if bounds:
+        recipe = recipe.model_copy(update={"clips": recipe.clips.model_copy(update=bounds)})
+    seconds: dict[str, float] = {}
+    with Engine(workers) as engine:
+        rows = [row for row in read_sources(str(footage)) if isinstance(row, SourceRow)]
+        curation = Curation(recipe, Storage(str(out)), rows, engine)
+        list(engine.map(time.sleep, [0.0] * workers * 2, 60))  # processes are started before the clock
+        started = time.perf_counter()
+        for step, group in curation.walk():
+            units = step.units(group)
+            if units:
+                seconds[step.name] = seconds.get(step.name, 0.0) + curation.run(step, units).seconds
+        outcome = Outcome(curation)
+        plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]
+        entries = outcome.write_shards(plans)
+        outcome.record(DatasetManifest.of(outcome.recipe_name, str(footage), entries))
+        seconds["all"] = time.perf_counter() - started
+        seconds["samples"] = sum(entry.samples for entry in entries)
+    return seconds
+
+
+def workers(folder: Path) -> None:
+    """One worker against two, on the same sources."""
+    many = folder / "many"
+    many.mkdir(exist_ok=True)
+    for number in range(4):
+        for name in SOURCES:
+            copy = many / f"{number}-{name}"
+            shutil.copy(folder / "footage" / name, copy)
+            with copy.open("ab") as file:  # another content, the same video
+                file.write(b"\0\0\0\x10free" + number.to_bytes(8, "big"))
+    one = curated(many, folder / "one", 1)
+    two = curated(many, folder / "two", 2)
+    rows = [
+        [step, f"{one[step]:.1f}", f"{two[step]:.1f}", f"{one[step] / two[step]:.2f}"]
+        for step in one
+        if step != "samples"
+    ]
+    table("wall seconds by workers, 16 sources", ["step", "1 worker", "2 workers", "ratio"], rows)
+
+
+def rerun(folder: Path) -> None:
+    """A second run of an unchanged corpus."""
+    footage, out = folder / "footage", folder / "again"
+    first = curated(footage, out, 2)
+    second = curated(footage, out, 2)
+    table(
+        "wall seconds without start-up",
+        ["run", "seconds"],
+        [["first", f"{first['all']:.1f}"], ["again", f"{second['all']:.2f}"]],
+    )
+
+
+def memory(folder: Path, counts: tuple[int, ...] = (10, 100, 1000)) -> None:
+    """Peak memory of the run and its workers together, by number of clips."""
+    rows = []
+    for count in counts:
+        many, out = folder / f"clips-{count}", folder / f"memory-{count}"
+        many.mkdir()
+        for number in range(-(-count // 20)):  # twenty clips of two seconds from each
+            copy = many / f"{number}.mp4"
+            shutil.copy(folder / "footage" / "talk_45s.mp4", copy)
+            with copy.open("ab") as file:
+                file.write(b"\0\0\0\x10free" + number.to_bytes(8, "big"))
+        peak = Peak()
+        seconds = curated(many, out, 2, bounds={"min_s": 2.0, "max_s": 2.25, "short_side": 128})
+        parent, children = peak.stop()
+        rows.append(
+            [f"{seconds['samples']:.0f}", f"{seconds['all']:.0f}", f"{parent / 1e6:.0f}", f"{children / 1e6:.0f}"]
+        )
+        shutil.rmtree(out)
+    table("peak resident MB", ["clips", "seconds", "run", "workers together"], rows)
+
+
+class Peak:
+    """Watches the resident memory of this process and of its children."""
+
+    def __init__(self) -> None:
+        self._parent = self._children = 0
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        while not self._ended.wait(0.2):
+            self._parent = max(self._parent, me.memory_info().rss)
+            together = 0
+            for child in me.children(recursive=True):
+                try:
+                    together += child.memory_info().rss
+                except psutil.NoSuchProcess:
+                    continue
+            self._children = max(self._children, together)
+
+    def stop(self) -> tuple[int, int]:
+        self._ended.set()
+        self._thread.join()
+        return self._parent, self._children
+
+
+def main() -> None:
+    chosen = sys.argv[1:] or ["speed", "workers", "rerun", "memory"]
+    with tempfile.TemporaryDirectory(prefix="understudy-bench-") as name:
+        folder = Path(name)
+        make(folder / "footage", names=SOURCES)
+        for part in chosen:
+            {"speed": speed, "workers": workers, "rerun": rerun, "memory": memory}[part](folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,198 @@
+"""The dataset manifest: which shards a curation made, and proof that they are what it says."""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from data_manifests.lineage import Number, RecipeName
+from data_manifests.samples import HashingReader, TarSamples, brief, check_sample
+from data_manifests.seen import FirstSeen
+from data_manifests.sources import ManifestError
+from data_manifests.storage import Storage
+from data_manifests.strict import Strict
+
+
+class ShardEntry(Strict):
+    """One shard. name: relative to the manifest's folder. hours: of video."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*\.tar$")
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+    samples: int = Field(ge=0)
+    hours: Number = Field(ge=0)
+    tier: str
+    partition: int = Field(ge=0)
+
+
+class TierSummary(Strict):
+    samples: int = Field(ge=0)
+    hours: Number = Field(ge=0)
+
+
+class DatasetManifest(Strict):
+    """All shards of a dataset, sorted by name, with what they add up to by tier.
+
+    created_from: the source manifest's address. It holds no time and nothing of the machine: the same footage and the
+    same recipe give the same bytes.
+    """
+
+    version: Literal[1] = 1
+    recipe: RecipeName
+    created_from: str
+    tiers: dict[str, TierSummary]
+    shards: list[ShardEntry]
+
+    @classmethod
+    def of(cls, recipe: RecipeName, created_from: str, shards: Iterable[ShardEntry]) -> "DatasetManifest":
+        ordered = sorted(shards, key=lambda shard: shard.name)
+        return cls(recipe=recipe, created_from=created_from, tiers=_tiers(ordered), shards=ordered)
+
+    def encode(self) -> bytes:
+        return (json.dumps(self.model_dump(), sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode("utf-8")
+
+    def write(self, storage: Storage, name: str = "dataset.json") -> None:
+        storage.write_bytes(name, self.encode())
+
+
+def hours_of(seconds: Iterable[float]) -> float:
+    """Hours in all these durations, to the millionth, whatever their order."""
+    return round(math.fsum(seconds) / 3600, 6)
+
+
+def _tiers(shards: list[ShardEntry]) -> dict[str, TierSummary]:
+    return {
+        tier: TierSummary(
+            samples=sum(s.samples for s in shards if s.tier == tier),
+            hours=round(math.fsum(s.hours for s in shards if s.tier == tier), 6),
+        )
+        for tier in sorted({s.tier for s in shards})
+    }
+
+
+def load(address: str) -> DatasetManifest:
+    """Read a dataset manifest. Raises ManifestError with a line for each thing that is wrong with it."""
+    return _load(address)[1]
+
+
+def _load(address: str) -> tuple[Storage, DatasetManifest]:
+    folder, _, name = address.rpartition("/")
+    try:
+        storage = Storage(folder or ("/" if address.startswith("/") else "."))
+        data = storage.read_bytes(name)
+    except FileNotFoundError:
+        raise ManifestError(f"{address}: there is no such dataset manifest") from None
+    # file systems of every kind stand behind fsspec, and each fails in exceptions of its own
+    except Exception as error:
+        raise ManifestError(f"{address}: cannot be read: {error}") from error
+    try:
+        return storage, DatasetManifest.model_validate_json(data)
+    except ValidationError as error:
+        lines = (f"{address}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
+        raise ManifestError("\n".join(lines)) from None
+
+
+# ---- verify ----
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: in which shard and which sample, as far as it is one's."""
+
+    shard: str
+    key: str
+    what: str
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.shard, self.key, self.what) if part)
+
+
+@dataclass
+class Report:
+    """What `verify` looked at and every fault it met."""
+
+    shards: int = 0
+    samples: int = 0
+    hours: float = 0.0
+    bytes: int = 0
+    faults: list[Fault] = field(default_factory=list)
+
+    @property
+    def ok(self) -> bool:
+        return not self.faults
+
+    def __str__(self) -> str:
+        found = f"{len(self.faults)} faults" if self.faults else "all sound"
+        return f"{self.shards} shards, {self.samples} samples, {self.hours:.3f} h, {self.bytes / 1e6:.1f} MB: {found}"
+
+
+def verify(address: str, deep: bool = True) -> Report:
+    """Check a dataset against its manifest; every fault is reported and none stops the rest.
+
+    Always: that the shards are there, their sizes, checksums and numbers of samples, that no key is there twice, and
+    that the manifest adds up. deep: also each sample's members against its lineage, and the hours from those.
+
+    Nothing from a shard is written to disk, followed, unpickled or run.
+    """
+    report = Report()
+    try:
+        storage, manifest = _load(address)
+    except ManifestError as error:
+        report.faults.append(Fault("", "", str(error)))
+        return report
+    if manifest.tiers != _tiers(manifest.shards):
+        report.faults.append(Fault("", "", "the tiers' samples and hours are not the sum of their shards'"))
+    seconds: list[float] = []
+    with FirstSeen() as keys, FirstSeen() as names:
+        for shard in manifest.shards:
+            report.shards += 1
+            if names.before(shard.name, "manifest"):
+                report.faults.append(Fault(shard.name, "", "stands in the manifest twice"))
+                continue
+            try:
+                for key, what in _check_shard(storage, shard, keys, deep, report):
+                    report.faults.append(Fault(shard.name, key, what))
+            except FileNotFoundError:
+                report.faults.append(Fault(shard.name, "", "is not there"))
+            except Exception as error:  # as in _load: the rest of the shards can still be read
+                report.faults.append(Fault(shard.name, "", f"cannot be read: {brief(error)}"))
+            seconds.append(shard.hours * 3600)
+    report.hours = hours_of(seconds)
+    return report
+
+
+def _check_shard(
+    storage: Storage, entry: ShardEntry, keys: FirstSeen, deep: bool, report: Report
+) -> Iterator[tuple[str, str]]:
+    """Yields the key and what is wrong; an empty key when it is the shard's own fault."""
+    size = storage.size(entry.name)
+    report.bytes += size
+    if size != entry.bytes:
+        yield "", f"has {size:,} bytes, the manifest says {entry.bytes:,}"
+    durations: list[float] = []
+    samples = 0
+    with storage.fs.open(storage.path(entry.name), "rb") as file:
+        reader = HashingReader(file)
+        tar = TarSamples(reader, size)
+        for key, members in tar:
+            samples += 1
+            yield from (("", what) for what in tar.take_faults())
+            if first := keys.before(key, entry.name):
+                yield key, f"is already in {first}" if first != entry.name else "is in this shard twice"
+            if deep:
+                lineage, faults = check_sample(key, members, entry.tier)
+                durations += [lineage.clip.duration_s] if lineage else []
+                yield from ((key, what) for what in faults)
+        yield from (("", what) for what in tar.take_faults())
+        reader.drain()
+    report.samples += samples
+    if reader.sha256.hexdigest() != entry.sha256:
+        yield "", "its sha256 is not the manifest's: the bytes have changed"
+    if samples != entry.samples:
+        yield "", f"has {samples} samples, the manifest says {entry.samples}"
+    hours = hours_of(durations)
+    if deep and abs(hours - entry.hours) > 1e-6:
+        yield "", f"has {hours:.6f} hours, the manifest says {entry.hours:.6f}"

@@ -1,0 +1,1 @@
+"""What is scheduled, triggered and watched: Prefect flows and the command line. No algorithms here."""

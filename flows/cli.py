@@ -1,0 +1,117 @@
+"""The `understudy` command. What a command needs is imported inside it, so that `--help` answers at once."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    help="From raw footage of people to a trained, talking, moving avatar.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+DONE, DONE_WITH_ERRORS, FAILED = 0, 1, 2
+
+
+@app.callback()
+def _commands() -> None:
+    """Keeps `understudy COMMAND` a group, however many commands there are."""
+
+
+@app.command()
+def curate(
+    manifest: Annotated[str, typer.Argument(help="A manifest (CSV, JSONL, Parquet) or a folder; local, s3://, ...")],
+    recipe: Annotated[str, typer.Option(help="A recipe's YAML file, or the name of one that comes along.")],
+    out: Annotated[str, typer.Option(help="The folder for ledger, clips and shards; local, s3://, ...")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Worker processes; all cores when left out.")] = None,
+    retry_errors: Annotated[bool, typer.Option("--retry-errors", help="Try again what ended in an error.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log as well.")] = False,
+) -> None:
+    """Turn footage into WebDataset shards, with every clip accounted for.
+
+    Runs the Prefect flow `curate` on the server that PREFECT_API_URL names, or on a temporary one.
+    Exit code: 0 done, 1 done but some sources or clips ended in errors, 2 failed.
+    """
+    _prepare_prefect(verbose)
+    from rich.console import Console
+
+    from flows import curate as flow_module
+    from flows.progress import in_terminal
+    from flows.summary import print_summary
+
+    console = Console(stderr=True)
+    parameters = flow_module.CurateParameters(
+        manifest=manifest, recipe=recipe, out=out, workers=workers, retry_errors=retry_errors
+    )
+    try:
+        with in_terminal(console):
+            summary = flow_module.curate(parameters)
+    except KeyboardInterrupt:
+        console.print("interrupted; run the same command again to go on from here")
+        raise typer.Exit(130) from None
+    except flow_module.USER_ERRORS as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(FAILED) from None
+    print_summary(summary)
+    raise typer.Exit(DONE_WITH_ERRORS if summary.errors else DONE)
+
+
+@app.command()
+def verify(
+    manifest: Annotated[str, typer.Argument(help="A dataset manifest, such as OUT/dataset.json.")],
+    quick: Annotated[bool, typer.Option("--quick", help="Checksums and counts only; do not open samples.")] = False,
+) -> None:
+    """Check a dataset: every shard's checksum, count and hours, every sample's files. Exit code 1 on any fault."""
+    from data_manifests.dataset import verify as verify_dataset
+
+    report = verify_dataset(manifest, deep=not quick)
+    for fault in report.faults:
+        typer.echo(fault, err=True)
+    typer.echo(str(report))
+    raise typer.Exit(DONE_WITH_ERRORS if report.faults else DONE)
+
+
+@app.command()
+def sample(
+    folder: Annotated[Path, typer.Argument(help="Where to write the files and truth.csv.")],
+    group: Annotated[
+        list[str] | None, typer.Option(help="Only these groups (demo, talk, cuts, timing, broken).")
+    ] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Only these files.")] = None,
+) -> None:
+    """Make footage of talking people with known truth: cuts, fades, flashes with beeps, awkward and broken files."""
+    from tests.world import make
+
+    made = make(folder, names=only, groups=group)
+    typer.echo(f"{len(made)} files and their truth.csv in {folder}")
+
+
+def _prepare_prefect(verbose: bool) -> None:
+    """Settings that must stand before Prefect is imported; what the user has set already stays."""
+    defaults = {
+        # a temporary server on a busy machine has taken half a minute to start
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "ERROR",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
+    }
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)
+
+
+def main() -> None:
+    try:
+        app()
+    except BrokenPipeError:
+        # the reader of our output went away, as in `understudy ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(FAILED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The `curate` flow: footage in, WebDataset shards out, one task a step and group of partitions."""
+
+from typing import Any
+
+from prefect import flow, get_run_logger, task
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.cache_policies import NO_CACHE
+from pydantic import BaseModel, Field
+
+from data_manifests.dataset import DatasetManifest, ShardEntry
+from data_manifests.sources import BadRow, ManifestError, SourceRow, read_sources
+from data_manifests.storage import Storage
+from data_manifests.strict import RecipeError
+from flows.leftovers import end_server_with_us
+from flows.progress import StepProgress
+from flows.summary import Summary, funnel_rows, summarise, to_markdown
+from tasks.curation import Curation, Step, StepResult, Unit
+from tasks.engine import Engine, StoreError
+from tasks.exclusive import InUseError, exclusive
+from tasks.outcome import Outcome
+from tasks.recipe import load_recipe
+from tasks.shards import ShardPlan, read_entry
+from tasks.stage import MissingBackend
+
+# What a user can mend: shown as one message, without a traceback.
+USER_ERRORS = (ManifestError, RecipeError, MissingBackend, StoreError, InUseError)
+
+
+class CurateParameters(BaseModel):
+    """What to curate, how, and where to put it."""
+
+    manifest: str = Field(
+        title="Footage",
+        description="Address of a manifest (CSV, JSONL or Parquet with a `uri` column) or of a folder of videos. "
+        "A local path as the worker sees it, s3://bucket/key, or any fsspec address.",
+        json_schema_extra={"position": 1},
+    )
+    recipe: str = Field(
+        "active_mind",
+        title="Recipe",
+        description="Name of a recipe that comes along (active_mind, physavatar, demo) or the path of a YAML file: "
+        "clip length, frame rate, what to measure and which thresholds to keep.",
+        json_schema_extra={"position": 2},
+    )
+    out: str = Field(
+        title="Output folder",
+        description="Where ledger, clips and shards are kept. Give the same folder again to go on from where a run "
+        "stopped, to add footage or to try other thresholds: only what is new costs time.",
+        json_schema_extra={"position": 3},
+    )
+    workers: int | None = Field(
+        None,
+        ge=1,
+        title="Workers",
+        description="Worker processes on the machine that runs the flow; all of its cores when left empty. "
+        "It changes nothing but the speed.",
+        json_schema_extra={"position": 4},
+    )
+    retry_errors: bool = Field(
+        False,
+        title="Retry errors",
+        description="Try again the sources and clips that ended in an error, such as a time limit.",
+        json_schema_extra={"position": 5},
+    )
+
+
+def _is_io(_task: Any, _run: Any, state: Any) -> bool:
+    """Only a store that did not answer is worth another try: everything else would end the same way."""
+    try:
+        state.result()
+    except StoreError:
+        return True
+    except Exception:
+        return False
+    return False
+
+
+@task(
+    task_run_name="{name} {group}",
+    retries=3,
+    retry_delay_seconds=[10, 60, 300],
+    retry_condition_fn=_is_io,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def run_step(name: str, group: str, curation: Curation, step: Step, units: list[Unit]) -> StepResult:
+    """One step over a group of partitions. `name` and `group` are for the UI."""
+    return curation.run(step, units, StepProgress(name, len(units)))
+
+
+@task(
+    task_run_name="shards {group}",
+    retries=3,
+    retry_delay_seconds=[10, 60, 300],
+    retry_condition_fn=_is_io,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def write_shards(group: str, outcome: Outcome, plans: list[ShardPlan]) -> list[ShardEntry]:
+    """Write the shards of a partition that are not there yet."""
+    return outcome.write_shards(plans, StepProgress("shards", len(plans)))
+
+
+@flow(name="curate", description=__doc__)
+def curate(parameters: CurateParameters) -> Summary:
+    """Curate the footage that a manifest lists into WebDataset shards.
+
+    Raises one of USER_ERRORS when the manifest, the recipe, a backend or the store cannot be used.
+    """
+    end_server_with_us()
+    recipe = load_recipe(parameters.recipe)
+    storage = Storage(parameters.out)
+    logger = get_run_logger()
+    with exclusive(storage), Engine(parameters.workers or recipe.run.workers) as engine:
+        rows, bad_rows = _read(parameters.manifest, storage)
+        curation = Curation(recipe, storage, rows, engine, parameters.retry_errors)
+        curation.check()
+        for line in curation.changes():
+            logger.info(line)
+        results: dict[str, StepResult] = {}
+        for step, group in curation.walk():
+            units = step.units(group)
+            if units:
+                label = f"{group[0]}-{group[-1]}"
+                result = run_step(step.name, label, curation, step, units)
+                results[step.name] = results[step.name] + result if step.name in results else result
+        outcome = Outcome(curation)
+        entries: list[ShardEntry] = []
+        for partition in range(curation.partitions):
+            plans = outcome.plan_shards(partition)
+            there = {plan.name: read_entry(plan, storage) for plan in plans}
+            missing = [plan for plan in plans if there[plan.name] is None]
+            entries += [entry for entry in there.values() if entry is not None]
+            if missing:
+                entries += write_shards(str(partition), outcome, missing)
+        manifest = DatasetManifest.of(outcome.recipe_name, parameters.manifest, entries)
+        outcome.record(manifest)
+        summary = summarise(outcome, bad_rows, results, manifest)
+    create_table_artifact(table=funnel_rows(summary), key="funnel", description="Clips and hours, by step and reason")
+    create_markdown_artifact(markdown=to_markdown(summary), key="summary", description="What came of this run")
+    return summary
+
+
+def _read(manifest: str, storage: Storage) -> tuple[list[SourceRow], list[BadRow]]:
+    """The manifest's rows. An output folder inside the footage's is passed by: its clips are no footage."""
+    rows: list[SourceRow] = []
+    bad: list[BadRow] = []
+    for row in read_sources(manifest):
+        if isinstance(row, BadRow):
+            bad.append(row)
+        elif not row.uri.startswith((f"{storage.root}/", f"{storage.address.rstrip('/')}/")):
+            rows.append(row)
+    if not rows:
+        first = f"; the first of {len(bad)} bad rows: {bad[0].where}: {bad[0].reason}" if bad else ""
+        raise ManifestError(f"{manifest}: no footage in it{first}")
+    return rows, bad

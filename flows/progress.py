@@ -1,0 +1,69 @@
+"""Progress of a long step, in the terminal and in the Prefect UI."""
+
+import contextlib
+import contextvars
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_ARTIFACT_EVERY_S = 10.0  # a server takes some twenty requests a second from all its runs together
+
+_terminal: contextvars.ContextVar["Progress | None"] = contextvars.ContextVar("terminal", default=None)
+
+
+@contextlib.contextmanager
+def in_terminal(console: Console) -> Iterator[None]:
+    """Show the steps that run inside the context as bars on `console`."""
+    bars = Progress(
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=console,
+    )
+    token = _terminal.set(bars)
+    try:
+        with bars:
+            yield
+    finally:
+        _terminal.reset(token)
+
+
+class StepProgress:
+    """The progress of one step: call it with (units done, units in all, errors so far)."""
+
+    def __init__(self, name: str, total: int) -> None:
+        self._name = name
+        self._bars = _terminal.get()
+        self._bar = self._bars.add_task(name, total=total, note="") if self._bars else None
+        self._artifact: Any = None
+        self._shown_at = time.monotonic()
+
+    def __call__(self, done: int, total: int, errors: int) -> None:
+        if self._bars is not None and self._bar is not None:
+            self._bars.update(self._bar, completed=done, total=total, note=_errors(errors))
+        ended = done == total
+        if self._artifact is None and ended:
+            return  # over before anybody could have looked
+        if ended or time.monotonic() - self._shown_at >= _ARTIFACT_EVERY_S:
+            self._shown_at = time.monotonic()
+            self._show_in_ui(100.0 * done / max(total, 1), f"{self._name}: {done} of {total} {_errors(errors)}")
+
+    def _show_in_ui(self, percent: float, description: str) -> None:
+        from prefect.artifacts import create_progress_artifact, update_progress_artifact
+
+        if self._artifact is None:
+            self._artifact = create_progress_artifact(
+                progress=percent, key=f"progress-{self._name}", description=description
+            )
+        else:
+            update_progress_artifact(artifact_id=self._artifact, progress=percent, description=description)
+
+
+def _errors(count: int) -> str:
+    return f"{count} error{'s' if count > 1 else ''}" if count else ""

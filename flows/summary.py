@@ -1,0 +1,120 @@
+"""What came of a curation: the funnel in the terminal and in the Prefect UI."""
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel
+
+if TYPE_CHECKING:
+    from data_manifests.dataset import DatasetManifest
+    from data_manifests.sources import BadRow
+    from tasks.curation import StepResult
+    from tasks.outcome import Outcome
+
+_SHOWN_PROBLEMS = 20
+
+
+class FunnelRow(BaseModel):
+    """One line of the funnel. count: sources or clips. hours: their length."""
+
+    what: str
+    count: int
+    hours: float
+
+
+class Problem(BaseModel):
+    """A manifest row, source or clip that ended in an error; never counted as dropped."""
+
+    where: str
+    reason: str
+
+
+class Summary(BaseModel):
+    """The result of the `curate` flow. errors: manifest rows, sources and clips that ended in one."""
+
+    out: str
+    funnel: list[FunnelRow]
+    problems: list[Problem]
+    errors: int
+    new: dict[str, int]  # units done in this run, by step
+    seconds: dict[str, float]  # by step
+    shards: int
+    samples: int
+
+
+def summarise(
+    outcome: "Outcome",
+    bad_rows: "list[BadRow]",
+    results: "dict[str, StepResult]",
+    manifest: "DatasetManifest",
+) -> Summary:
+    """Gather what a run found and did."""
+    problems = [Problem(where=row.where, reason=row.reason) for row in bad_rows]
+    problems += [Problem(where=where, reason=reason) for where, reason in outcome.problems()]
+    return Summary(
+        out=outcome.curation.storage.address,
+        funnel=[FunnelRow(what=what, count=count, hours=hours) for what, count, hours in outcome.funnel()],
+        problems=problems[:_SHOWN_PROBLEMS],
+        errors=len(problems),
+        new={name: result.done for name, result in results.items()},
+        seconds={name: round(result.seconds, 1) for name, result in results.items()},
+        shards=len(manifest.shards),
+        samples=sum(shard.samples for shard in manifest.shards),
+    )
+
+
+def funnel_rows(summary: Summary) -> list[dict[str, Any]]:
+    """The funnel as a Prefect table artifact takes it."""
+    return [{"what": row.what, "count": row.count, "hours": round(row.hours, 4)} for row in summary.funnel]
+
+
+def to_markdown(summary: Summary) -> str:
+    """The summary as a Prefect artifact shows it."""
+    lines = [
+        f"**{summary.samples} samples in {summary.shards} shards** in `{summary.out}`",
+        "",
+        "| | count | hours |",
+        "| --- | ---: | ---: |",
+        *(f"| {_cell(row.what)} | {row.count} | {row.hours:.3f} |" for row in summary.funnel),
+        "",
+        "| done in this run | units | seconds |",
+        "| --- | ---: | ---: |",
+        *(f"| {name} | {count} | {summary.seconds[name]} |" for name, count in summary.new.items()),
+    ]
+    if summary.problems:
+        lines += ["", f"**{summary.errors} errors**, never counted as dropped:", ""]
+        lines += [f"- {_cell(p.where)}: {_cell(p.reason)}" for p in summary.problems]
+        if summary.errors > len(summary.problems):
+            lines.append(
+                f"- and {summary.errors - len(summary.problems)} more in `{summary.out}/sources.csv` and `clips.parquet`"
+            )
+    return "\n".join(lines)
+
+
+def print_summary(summary: Summary) -> None:
+    """The closing funnel in the terminal."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    console = Console()
+    table = Table(title="what came of it", title_justify="left")
+    table.add_column("")
+    table.add_column("count", justify="right")
+    table.add_column("hours", justify="right")
+    for row in summary.funnel:
+        table.add_row(escape(row.what), str(row.count), f"{row.hours:.3f}")
+    console.print(table)
+    for problem in summary.problems:
+        console.print(f"error: {problem.where}: {problem.reason}", markup=False, highlight=False)
+    if summary.errors > len(summary.problems):
+        console.print(f"and {summary.errors - len(summary.problems)} more errors: see sources.csv and clips.parquet")
+    done = ", ".join(f"{count} {name}" for name, count in summary.new.items()) or "nothing: all was there already"
+    console.print(f"done in this run: {done}", highlight=False)
+    console.print(f"{summary.samples} samples in {summary.shards} shards: {summary.out}/dataset.json", highlight=False)
+
+
+def _cell(text: str) -> str:
+    """File names hold anything; a table or a list in Markdown does not."""
+    for mark in "\\`*_|<>[]":
+        text = text.replace(mark, f"\\{mark}")
+    return " ".join(text.split())

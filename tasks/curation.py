@@ -1,0 +1,334 @@
+"""A curation of one corpus into one folder: which units still want a row in which table, and what comes of the rows.
+
+Everything here can be run again at any moment: what has a row is not done twice, whatever was killed in between.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from data_manifests.sources import SourceRow
+from data_manifests.storage import Storage
+from data_manifests.strict import Strict
+from tasks import clips as clips_stage
+from tasks import ingest as ingest_stage
+from tasks import scenes as scenes_stage
+from tasks.clip import ClipRecord
+from tasks.engine import Engine, store_access
+from tasks.ingest import SourceInfo, signature
+from tasks.jobs import FindShots, MeasureClip, Source, WriteClips, ingest_source
+from tasks.ledger import Ledger, partition_of, schema_for
+from tasks.policy import alive, join
+from tasks.recipe import Recipe
+from tasks.stage import Stage, fingerprint
+from tasks.stages import STAGES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int, int], None]  # units done, units in all, errors so far
+
+_FLUSH_S = 20.0  # a kill costs at most this much work a step
+_GROUP_SOURCES = 200  # partitions with fewer sources share a task
+
+
+@dataclass(frozen=True)
+class Step:
+    """One table of the ledger and how its missing rows are made.
+
+    units: the units of these partitions that have no row yet, each with its key and the hash of its inputs.
+    """
+
+    name: str
+    fingerprint: str
+    schema: pa.Schema
+    job: Callable[[Any], dict[str, Any]]
+    units: Callable[[Sequence[int]], list["Unit"]]
+    about: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Unit:
+    key: str
+    inputs: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class StepResult:
+    done: int
+    errors: int
+    seconds: float
+
+    def __add__(self, other: "StepResult") -> "StepResult":
+        return StepResult(self.done + other.done, self.errors + other.errors, self.seconds + other.seconds)
+
+
+class Curation:
+    """The curation of `rows` into `storage` by `recipe`."""
+
+    def __init__(
+        self, recipe: Recipe, storage: Storage, rows: list[SourceRow], engine: Engine, retry_errors: bool = False
+    ) -> None:
+        self.recipe, self.storage, self.rows, self.engine = recipe, storage, rows, engine
+        self.retry_errors = retry_errors
+        self.partitions = recipe.shards.partitions
+        self.ledger = Ledger(storage, self.partitions)
+        self.stages: dict[str, Stage[Any]] = {name: STAGES[name](s) for name, s in recipe.measure.items()}
+        self._sources: dict[int, list[Source]] | None = None
+        self.same_as: dict[str, str] = {}  # uri of a copy -> uri of the file that counts
+        self.step: dict[str, Step] = {}
+        for step in (self._ingest_step, self._scenes_step, self._clips_step):
+            self._add(step())
+        for name in recipe.measure:
+            self._add(self._measuring_step(name))
+
+    def _add(self, step: Step) -> None:
+        self.step[step.name] = step
+
+    def check(self) -> None:
+        """See that every stage can run. Raises tasks.stage.MissingBackend before any work has started."""
+        for stage in self.stages.values():
+            stage.check()
+
+    # ---- the steps ----
+
+    def _ingest_step(self) -> Step:
+        def units(partitions: Sequence[int]) -> list[Unit]:
+            wanted = set(partitions)
+            uris = list(dict.fromkeys(r.uri for r in self.rows if partition_of(r.uri, self.partitions) in wanted))
+            # a look at each file's size and date, not at its bytes: enough to know it again
+            with ThreadPoolExecutor(16) as threads:
+                signatures = list(threads.map(signature, uris))
+            return self._missing(
+                "sources", made, partitions, (Unit(u, s, u) for u, s in zip(uris, signatures, strict=True))
+            )
+
+        made = fingerprint("sources", SourceInfo.VERSION, "", Strict())
+        schema = schema_for(ingest_stage.COLUMNS)
+        return Step("sources", made, schema, ingest_source, units, {"version": SourceInfo.VERSION})
+
+    def _scenes_step(self) -> Step:
+        settings = self.recipe.scenes
+
+        def units(partitions: Sequence[int]) -> list[Unit]:
+            sources = (Unit(s.info.source_id, "", s) for p in partitions for s in self.sources(p))
+            return self._missing("scenes", made, partitions, sources)
+
+        made = fingerprint("scenes", scenes_stage.VERSION, scenes_stage.backend_version(), settings)
+        about = _about(scenes_stage.VERSION, scenes_stage.backend_version(), settings)
+        return Step("scenes", made, schema_for(scenes_stage.COLUMNS), FindShots(settings), units, about)
+
+    def _clips_step(self) -> Step:
+        settings = self.recipe.clips
+
+        def units(partitions: Sequence[int]) -> list[Unit]:
+            found: list[Unit] = []
+            for partition in partitions:
+                scenes = self._rows(self.step["scenes"], partition)
+                for source in self.sources(partition):
+                    row = scenes.get(source.info.source_id)
+                    if row is not None and row["status"] == "ok":
+                        found.append(Unit(source.info.source_id, "", (source, *scenes_stage.spans(row))))
+            return self._missing("clips", made, partitions, found)
+
+        scenes_made = self.step["scenes"].fingerprint
+        made = fingerprint("clips", clips_stage.VERSION, "", settings, scenes_made)
+        about = _about(clips_stage.VERSION, "", settings)
+        schema = schema_for(clips_stage.COLUMNS)
+        return Step("clips", made, schema, WriteClips(settings, self.storage), units, about)
+
+    def _measuring_step(self, name: str) -> Step:
+        stage = self.stages[name]
+
+        def units(partitions: Sequence[int]) -> list[Unit]:
+            found: list[Unit] = []
+            for partition in partitions:
+                records = self.records(partition)
+                before = list(self.stages)[: list(self.stages).index(name)]
+                let_through = alive(self.frame(partition, before), self.recipe.policy, before)
+                found += [Unit(r.clip_id, _inputs(r, stage), r) for r in records if let_through[r.clip_id]]
+            return self._missing(name, made, partitions, found)
+
+        made = fingerprint(name, stage.version, stage.backend_version(), stage.settings)
+        job = MeasureClip(name, stage.settings, made, self.storage)
+        schema = schema_for({**stage.columns, "arrays": pa.list_(pa.string()), "arrays_bytes": int})
+        about = _about(stage.version, stage.backend_version(), stage.settings)
+        return Step(name, made, schema, job, units, about)
+
+    # ---- running a step ----
+
+    def run(self, step: Step, units: Sequence[Unit], progress: Progress | None = None) -> StepResult:
+        """Make the missing rows, keeping what is done every few seconds, also when the run is stopped.
+
+        Raises StoreError when the storage or the machine fails; the rows made until then are kept.
+        """
+        started = flushed = time.monotonic()
+        limit = self.recipe.run.time_limit(step.name)
+        by_value = {id(unit.value): unit for unit in units}
+        rows: dict[int, list[dict[str, Any]]] = {}
+        done = errors = 0
+        self.ledger.describe(step.name, step.fingerprint, step.about)
+        try:
+            for outcome in self.engine.map(step.job, (u.value for u in units), limit):
+                unit = by_value[id(outcome.unit)]
+                row = {"key": unit.key, "inputs": unit.inputs, "status": "error" if outcome.error else "ok"}
+                row |= {"error": outcome.error} | (outcome.result or {})
+                rows.setdefault(partition_of(unit.key, self.partitions), []).append(row)
+                done += 1
+                errors += bool(outcome.error)
+                if outcome.error:
+                    log.warning("%s: %s: %s", step.name, unit.key, outcome.error)
+                if progress is not None:
+                    progress(done, len(units), errors)
+                if time.monotonic() - flushed > _FLUSH_S:
+                    self._flush(step, rows)
+                    flushed = time.monotonic()
+        finally:
+            self._flush(step, rows)
+        if step.name == "sources":
+            self._sources = None
+        return StepResult(done, errors, time.monotonic() - started)
+
+    def _flush(self, step: Step, rows: dict[int, list[dict[str, Any]]]) -> None:
+        for partition, some in sorted(rows.items()):
+            with store_access(f"write the ledger of {step.name}"):
+                self.ledger.write(step.name, step.fingerprint, partition, some, step.schema)
+        rows.clear()
+
+    def _missing(self, table: str, made: str, partitions: Sequence[int], units: Iterable[Unit]) -> list[Unit]:
+        """Those units without a row for their present inputs; with `retry_errors`, also those with an error."""
+        done: dict[str, str] = {}
+        for partition in partitions:
+            done |= self.ledger.keys(table, made, partition, with_errors=not self.retry_errors)
+        return [unit for unit in units if done.get(unit.key) != unit.inputs]
+
+    # ---- what the ledger says ----
+
+    def sources(self, partition: int) -> list[Source]:
+        """The usable sources of a partition, by source_id; of files with the same content, the manifest's first."""
+        if self._sources is None:
+            self._sources = self._read_sources()
+        return self._sources.get(partition, [])
+
+    def _read_sources(self) -> dict[int, list[Source]]:
+        step = self.step["sources"]
+        known = self.ledger.read(step.name, step.fingerprint)
+        rows = {row["key"]: row for row in known[known["status"] == "ok"].to_dict("records")}
+        found: dict[str, Source] = {}
+        self.same_as = {}
+        for manifest_row in self.rows:
+            row = rows.get(manifest_row.uri)
+            if row is None:
+                continue
+            info = SourceInfo(**{f.name: row[f.name] for f in fields(SourceInfo)})
+            first = found.setdefault(info.source_id, Source(info, manifest_row.metadata))
+            if first.info is not info:
+                self.same_as[info.uri] = first.info.uri
+        by_partition: dict[int, list[Source]] = {}
+        for source_id in sorted(found):
+            by_partition.setdefault(partition_of(source_id, self.partitions), []).append(found[source_id])
+        return by_partition
+
+    def _rows(self, step: Step, partition: int) -> dict[str, dict[str, Any]]:
+        table = self.ledger.read(step.name, step.fingerprint, partition)
+        return {row["key"]: row for row in table.to_dict("records")}
+
+    def records(self, partition: int) -> list[ClipRecord]:
+        """The clips of a partition's sources, by clip_id."""
+        step = self.step["clips"]
+        metadata = {source.info.source_id: source.metadata for source in self.sources(partition)}
+        clips = self.ledger.read_list(step.name, step.fingerprint, "clips", partition)
+        clips = clips[clips["key"].isin(list(metadata))].drop(columns="key")
+        found = [ClipRecord(**row, metadata=metadata[row["source_id"]]) for row in clips.to_dict("records")]
+        return sorted(found, key=lambda record: record.clip_id)
+
+    def frame(self, partition: int, stages: Iterable[str] | None = None) -> "pd.DataFrame":
+        """What the ledger holds of a partition's clips, one row a clip, as tasks.policy reads it.
+
+        stages: which stages' columns to join; all of the recipe's when None.
+        """
+        import pandas as pd
+
+        records = self.records(partition)
+        clips = pd.DataFrame(
+            {"duration_s": [r.duration_s for r in records], "audio": [r.audio for r in records]},
+            index=pd.Index([r.clip_id for r in records], name="clip_id"),
+        )
+        tables = {}
+        for name in self.stages if stages is None else stages:
+            step = self.step[name]
+            table = self.ledger.read(name, step.fingerprint, partition)
+            fresh = {r.clip_id: _inputs(r, self.stages[name]) for r in records}
+            # a row made from a caption that has changed since is no row
+            tables[name] = table[table["inputs"] == table["key"].map(fresh)]
+        return join(clips, tables)
+
+    def walk(self) -> Iterator[tuple[Step, range]]:
+        """Each step and group of partitions in the order of work: all sources first, since the same file may stand in
+        any partition; then depth first, so that scratch space does not grow with the corpus."""
+        everything = range(self.partitions)
+        yield self.step["sources"], everything
+        for group in self.groups():
+            for step in list(self.step.values())[1:]:
+                yield step, group
+
+    def groups(self) -> list[range]:
+        """Neighbouring partitions put together until each group is worth a task of its own."""
+        groups: list[range] = []
+        start = count = 0
+        for partition in range(self.partitions):
+            count += len(self.sources(partition))
+            if count >= _GROUP_SOURCES or partition == self.partitions - 1:
+                if count:
+                    groups.append(range(start, partition + 1))
+                start, count = partition + 1, 0
+        return groups
+
+    def changes(self) -> list[str]:
+        """What this recipe has measured anew, and which setting makes it so, told against what the ledger holds."""
+        lines = []
+        for step in self.step.values():
+            known = self.ledger.fingerprints(step.name)
+            others = [about for made, about in known.items() if made != step.fingerprint and about]
+            if step.fingerprint in known or not others:
+                continue
+            nearest = min((_differences(about, step.about) for about in others), key=len)
+            lines.append(f"{step.name}: made anew, because {', '.join(nearest) or 'what it starts from'} changed")
+        return lines
+
+
+def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    flat_before, flat_now = _flat(before), _flat(now)
+    keys = sorted(flat_before.keys() | flat_now.keys())
+    return [
+        f"{key} {flat_before.get(key)!r} -> {flat_now.get(key)!r}"
+        for key in keys
+        if flat_before.get(key) != flat_now.get(key)
+    ]
+
+
+def _flat(about: dict[str, Any]) -> dict[str, Any]:
+    settings = about.get("settings") or {}
+    return {k: v for k, v in about.items() if k != "settings"} | settings
+
+
+def _about(version: object, backend_version: str, settings: Strict) -> dict[str, Any]:
+    return {"version": version, "backend_version": backend_version, "settings": settings.model_dump(mode="json")}
+
+
+def _inputs(record: ClipRecord, stage: Stage[Any]) -> str:
+    """A short hash of the manifest fields that the stage reads; "" when it reads none."""
+    if not stage.reads:
+        return ""
+    read = json.dumps([record.metadata.get(name) for name in stage.reads])
+    return hashlib.sha256(read.encode()).hexdigest()[:12]

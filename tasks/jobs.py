@@ -1,0 +1,135 @@
+"""What a worker does for one unit of each step: read a source, find its shots, write its clips, measure a clip.
+
+Jobs are small picklable values; each returns the columns of a ledger row, and raises when its unit cannot be done.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from data_manifests.dataset import ShardEntry
+from data_manifests.storage import Storage, local_copy
+from tasks.clip import Clip, ClipRecord
+from tasks.clips import ClipSettings, plan, write_clips
+from tasks.engine import StoreError, store_access
+from tasks.ingest import SourceInfo, ingest
+from tasks.scenes import ScenesSettings, Shot, Span, find_shots
+from tasks.shards import ShardPlan, write_shard
+from tasks.stage import Stage, StageSettings
+from tasks.stages import STAGES
+
+
+@dataclass(frozen=True)
+class Source:
+    """One piece of footage, named by its content, with the manifest's fields for it."""
+
+    info: SourceInfo
+    metadata: dict[str, str]
+
+
+# troubles of one file, where any other OSError is the store's
+_OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+
+
+@contextlib.contextmanager
+def _reading(uri: str) -> Iterator[None]:
+    """Tell a file that is missing or not ours to read from a store that does not answer, which is worth another try."""
+    from av import FFmpegError
+
+    try:
+        yield
+    except (*_OF_THE_FILE, FFmpegError):
+        raise
+    except OSError as error:
+        raise StoreError(error.errno, f"cannot read {uri}: {error}") from error
+
+
+def ingest_source(uri: str) -> dict[str, Any]:
+    """Hash and probe one source."""
+    with _reading(uri):
+        return dataclasses.asdict(ingest(uri))
+
+
+@dataclass(frozen=True)
+class FindShots:
+    settings: ScenesSettings
+
+    def __call__(self, source: Source) -> dict[str, Any]:
+        with _reading(source.info.uri), local_copy(source.info.uri) as path:
+            return dataclasses.asdict(find_shots(path, self.settings))
+
+
+@dataclass(frozen=True)
+class WriteClips:
+    settings: ClipSettings
+    storage: Storage
+
+    def __call__(self, unit: tuple[Source, list[Shot], list[Span]]) -> dict[str, Any]:
+        source, shots, holes = unit
+        records, skipped = plan(source.info, shots, holes, self.settings)
+        if records:
+            with _reading(source.info.uri), local_copy(source.info.uri) as path:
+                records = write_clips(source.info, path, records, self.settings, self.storage)
+        kept = [f.name for f in dataclasses.fields(ClipRecord) if f.name != "metadata"]
+        return {
+            "clips": [{name: getattr(record, name) for name in kept} for record in records],
+            "skipped": [dataclasses.asdict(part) for part in skipped],
+        }
+
+
+@dataclass(frozen=True)
+class MeasureClip:
+    """Measure a clip with one stage and keep its arrays; the ledger row is the caller's to write, after them."""
+
+    stage: str
+    settings: StageSettings
+    fingerprint: str
+    storage: Storage
+
+    def __call__(self, record: ClipRecord) -> dict[str, Any]:
+        stage = _stage(self.stage, self.settings)
+        with contextlib.ExitStack() as files:
+            with store_access(f"fetch {record.video}"):
+                video = files.enter_context(self.storage.local(record.video))
+                audio = files.enter_context(self.storage.local(record.audio)) if record.audio else None
+            measurement = stage.measure(Clip(record, video, audio))
+        size = 0
+        for name, array in measurement.arrays.items():
+            data = npy_bytes(array)
+            size += len(data)
+            with store_access(f"write the {name} of {record.clip_id}"):
+                self.storage.write_bytes(feature_name(self.stage, self.fingerprint, record.clip_id, name), data)
+        return {**measurement.columns, "arrays": sorted(measurement.arrays), "arrays_bytes": size}
+
+
+@dataclass(frozen=True)
+class WriteShard:
+    storage: Storage
+
+    def __call__(self, plan: ShardPlan) -> ShardEntry:
+        with store_access(f"write {plan.name}"):
+            return write_shard(plan, self.storage)
+
+
+@functools.cache
+def _stage(name: str, settings: StageSettings) -> Stage[Any]:
+    """A worker's stage, made once: its models stay loaded."""
+    return STAGES[name](settings)
+
+
+def feature_name(stage: str, fingerprint: str, clip_id: str, array: str) -> str:
+    """Where a stage's array for a clip is kept in the run's storage."""
+    return f"features/{stage}/{fingerprint}/{clip_id}.{array}.npy"
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """`array` in NumPy's own file format, without pickled objects."""
+    buffer = io.BytesIO()
+    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+    return buffer.getvalue()

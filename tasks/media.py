@@ -1,0 +1,105 @@
+"""Media files opened: as local files and nothing else, with a clear reason when one cannot be read."""
+
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+# Containers that footage comes in. Others are refused: some of FFmpeg's demuxers follow addresses found in the file
+# (playlists), or take any text for a picture.
+CONTAINERS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mxf,gxf,rm,dv,nut,ivf,obu,"
+    "gif,apng,wav,mp3,aac,flac,ac3,eac3,aiff,caf,amr,w64"
+)
+
+
+class MediaError(ValueError):
+    """A file that cannot be used as footage, for the reason given."""
+
+
+def open_media(path: Path) -> "InputContainer":
+    """Open a local file for reading, as a file and nothing else. Raises MediaError, FileNotFoundError."""
+    import av
+
+    size = path.stat().st_size
+    if size == 0:
+        raise MediaError("empty file (0 bytes)")
+    try:
+        return av.open(
+            # an absolute path has no scheme to be taken for a protocol
+            str(path.absolute()),
+            metadata_errors="ignore",
+            container_options={"format_whitelist": CONTAINERS, "protocol_whitelist": "file"},
+        )
+    except (av.FFmpegError, ValueError, UnicodeError) as error:
+        raise MediaError(_why_unreadable(path, size, error)) from None
+
+
+def _why_unreadable(path: Path, size: int, error: Exception) -> str:
+    with path.open("rb") as file:
+        head = file.read(12)
+        if head[4:8] in (b"ftyp", b"mdat", b"moov", b"wide", b"free") and not _has_moov(file, size):
+            return "no index (moov atom): the file is truncated, or its recording was never finished"
+    if head[:4] in (b"\x1aE\xdf\xa3", b"RIFF") or head[4:8] == b"ftyp":
+        return f"damaged media file: {getattr(error, 'strerror', None) or error}"
+    return "not a media file of a known kind"
+
+
+def _has_moov(file: Any, size: int) -> bool:
+    at = 0
+    while at + 8 <= size:
+        file.seek(at)
+        header = file.read(16)
+        (length,), kind = struct.unpack(">I", header[:4]), header[4:8]
+        if kind == b"moov":
+            return at + length <= size
+        if length == 1 and len(header) == 16:
+            (length,) = struct.unpack(">Q", header[8:])
+        if length < 8:
+            return False
+        at += length
+    return False
+
+
+def start_of(container: "InputContainer") -> float:
+    """The container's start time in seconds of the file's own time: zero of the source clock."""
+    return (container.start_time or 0) / 1_000_000
+
+
+def video_stream(container: "InputContainer") -> Any:
+    """The stream that a player would show; cover art is not one. Raises MediaError."""
+    import av
+
+    cover = av.stream.Disposition.attached_pic
+    streams = [s for s in container.streams.video if not s.disposition & cover]
+    if not streams:
+        what = "audio only" if container.streams.audio else "no picture, no sound"
+        raise MediaError(f"no video stream ({what})")
+    best = container.streams.best("video")
+    stream = best if best in streams else streams[0]
+    if stream.codec_context is None:
+        raise MediaError("no decoder for its video codec")
+    return stream
+
+
+def audio_stream(container: "InputContainer", video: Any) -> Any | None:
+    """The sound that a player would play with `video`; None when there is none that can be decoded."""
+    stream: Any = container.streams.best("audio", related=video)
+    if stream is None or stream.codec_context is None or not stream.codec_context.sample_rate:
+        return None
+    return stream
+
+
+def packets(container: "InputContainer", *streams: Any) -> Iterator[Any]:
+    """Packets of these streams in file order; stops where the file can be read no further."""
+    import av
+
+    try:
+        for packet in container.demux(streams):
+            if packet.size:  # the empty ones at the end only ask for a flush
+                yield packet
+    except (av.FFmpegError, OSError):
+        return  # what is missing shows as a span without frames

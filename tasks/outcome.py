@@ -1,0 +1,195 @@
+"""What comes of a ledger: verdicts, samples with their lineage, and tables of every source and every clip."""
+
+import csv
+import io
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from data_manifests.dataset import DatasetManifest, ShardEntry
+from data_manifests.lineage import RecipeName
+from tasks.clip import ClipRecord
+from tasks.curation import Curation, Progress
+from tasks.engine import StoreError
+from tasks.jobs import WriteShard, feature_name
+from tasks.policy import decide, funnel, rule_results
+from tasks.recipe import recipe_hash
+from tasks.shards import Sample, ShardPlan, lineage, plan_shards
+
+
+class Outcome:
+    """The state of a curation's ledger, read once."""
+
+    def __init__(self, curation: Curation) -> None:
+        import pandas as pd
+
+        self.curation, self.policy = curation, curation.recipe.policy
+        self.frames = {p: curation.frame(p) for p in range(curation.partitions) if curation.sources(p)}
+        empty = curation.frame(0)
+        self.frame: pd.DataFrame = pd.concat(list(self.frames.values())) if self.frames else empty
+        self.decisions = decide(self.frame, self.policy, list(curation.stages))
+        self.recipe_hash = recipe_hash(curation.recipe)
+        self.recipe_name = RecipeName(name=curation.recipe.name, hash=self.recipe_hash)
+
+    # ---- shards ----
+
+    def plan_shards(self, partition: int) -> list[ShardPlan]:
+        """The shards of a partition's kept clips, widest tier first."""
+        if partition not in self.frames:
+            return []
+        rows = dict(zip(self.frames[partition].index, self.frames[partition].to_dict("records"), strict=True))
+        sources = {source.info.source_id: source for source in self.curation.sources(partition)}
+        decided = self.decisions.loc[list(rows)].to_dict("index")
+        samples: dict[str, list[Sample]] = {tier: [] for tier in self.policy.tiers}
+        for record in self.curation.records(partition):
+            decision = decided[record.clip_id]
+            if decision["verdict"] == "keep":
+                info = sources[record.source_id].info
+                sample = self._sample(record, info.uri, info.sha256, rows[record.clip_id], decision)
+                samples[decision["tier"]].append(sample)
+        settings = self.curation.recipe.shards
+        return [plan for tier, some in samples.items() for plan in plan_shards(some, settings, partition, tier)]
+
+    def _sample(
+        self, record: ClipRecord, uri: str, sha256: str, row: dict[str, Any], decision: dict[str, Any]
+    ) -> Sample:
+        scores: dict[str, dict[str, Any]] = {}
+        arrays: dict[str, str] = {}
+        size = record.bytes
+        for name, stage in self.curation.stages.items():
+            made = self.curation.step[name].fingerprint
+            scores[name] = {
+                "backend": stage.settings.backend,
+                "version": f"{stage.version}, {stage.backend_version()}",
+                "fingerprint": made,
+                "values": {column: row[f"{name}.{column}"] for column in stage.columns},
+            }
+            arrays |= {a: feature_name(name, made, record.clip_id, a) for a in row[f"{name}.arrays"]}
+            size += int(row[f"{name}.arrays_bytes"])
+        reason = "" if decision["audio"] == "usable" else self._why_unusable(decision)
+        about = lineage(
+            record,
+            uri=uri,
+            sha256=sha256,
+            audio_usable=decision["audio"] == "usable",
+            audio_reason=reason,
+            scores=scores,
+            rules=rule_results(row, self.policy),
+            tier=decision["tier"],
+            recipe_name=self.curation.recipe.name,
+            recipe_hash=self.recipe_hash,
+        )
+        return Sample.of(record, about, arrays, size)
+
+    @staticmethod
+    def _why_unusable(decision: dict[str, Any]) -> str:
+        if decision["audio"] == "none":
+            return "no sound"
+        return f"{decision['audio_rule']}: {decision['audio_value']}, wanted {decision['audio_threshold']}"
+
+    def write_shards(self, plans: list[ShardPlan], progress: Progress | None = None) -> list[ShardEntry]:
+        """Write the shards that are not there yet. Raises StoreError."""
+        job = WriteShard(self.curation.storage)
+        entries: list[ShardEntry] = []
+        for outcome in self.curation.engine.map(job, plans, self.curation.recipe.run.time_limit("shards")):
+            if outcome.result is None:
+                raise StoreError(None, f"cannot write {outcome.unit.name}: {outcome.error}")
+            entries.append(outcome.result)
+            if progress is not None:
+                progress(len(entries), len(plans), 0)
+        return entries
+
+    # ---- tables for people ----
+
+    def source_rows(self) -> Iterator[dict[str, Any]]:
+        """What came of each uri of the manifest: `status` is ok, error or duplicate; `reason` says why."""
+        ledger, steps = self.curation.ledger, self.curation.step
+        tables = {}
+        for name in ("sources", "scenes", "clips"):
+            table = ledger.read(name, steps[name].fingerprint)
+            tables[name] = {row["key"]: row for row in table.to_dict("records")}
+        by_source = self.decisions.groupby(self.decisions.index.str[:16])["verdict"].value_counts()
+        counts: dict[str, dict[str, int]] = {}
+        for (source_id, verdict), count in by_source.items():
+            counts.setdefault(source_id, {})[verdict] = int(count)
+        for row in self.curation.rows:
+            probed = tables["sources"].get(row.uri)
+            found: dict[str, Any] = {"uri": row.uri, "where": row.where, "status": "ok", "reason": "", "source_id": ""}
+            if probed is None or probed["status"] == "error":
+                found |= {"status": "error", "reason": probed["error"] if probed else "not read"}
+                yield found
+                continue
+            source_id = found["source_id"] = probed["source_id"]
+            if row.uri in self.curation.same_as:
+                yield found | {"status": "duplicate", "reason": f"the same bytes as {self.curation.same_as[row.uri]}"}
+                continue
+            for name in ("scenes", "clips"):
+                made = tables[name].get(source_id)
+                if made is not None and made["status"] == "error":
+                    found |= {"status": "error", "reason": made["error"]}
+            shots, cut = tables["scenes"].get(source_id), tables["clips"].get(source_id)
+            found["duration_s"] = probed["duration_s"]
+            found["shots"] = len(shots["shots"]) if shots and shots["status"] == "ok" else 0
+            if cut and cut["status"] == "ok":
+                found["clips"] = len(cut["clips"])
+                if not found["clips"] and found["status"] == "ok":
+                    found["reason"] = "no clip: " + "; ".join(sorted({s["reason"] for s in cut["skipped"]}))
+            yield found | counts.get(source_id, {})
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(where, why) for each source and each clip that ended in an error."""
+        found = [(row["uri"], row["reason"]) for row in self.source_rows() if row["status"] == "error"]
+        failed = self.decisions[self.decisions["verdict"] == "error"]
+        found += [(key, f"{row['stage']}: {row['error']}") for key, row in failed.to_dict("index").items()]
+        return found
+
+    def funnel(self) -> list[tuple[str, int, float]]:
+        """(what, how many, hours), from the footage that came in to the tiers that came out."""
+        rows = list(self.source_rows())
+        lines: list[tuple[str, int, float]] = [("rows of the manifest", len(rows), 0.0)]
+        for status in ("error", "duplicate", "ok"):
+            some = [row for row in rows if row["status"] == status]
+            hours = sum(row.get("duration_s") or 0.0 for row in some) / 3600
+            if some or status == "ok":
+                lines.append(({"ok": "sources", "error": "  in error"}.get(status, f"  {status}"), len(some), hours))
+        step = self.curation.step["clips"]
+        skipped = self.curation.ledger.read_list("clips", step.fingerprint, "skipped")
+        ours = skipped[skipped["key"].isin({row["source_id"] for row in rows})]
+        for reason, some in ours.groupby("reason"):
+            lines.append((f"  left out: {reason}", len(some), float((some["end_s"] - some["start_s"]).sum()) / 3600))
+        table = funnel(self.frame, self.decisions, self.policy, list(self.curation.stages))
+        for row in table.to_dict("records"):
+            label = _FUNNEL_WORDS[row["what"]].format(**row)
+            if row["clips"] or row["what"] in ("in", "kept", "tier", "dropped"):
+                lines.append((label, row["clips"], row["hours"]))
+        return lines
+
+    def record(self, manifest: DatasetManifest) -> None:
+        """Write the tables and, last of all, the dataset manifest, each whole or not at all."""
+        storage = self.curation.storage
+        text = io.StringIO()
+        writer = csv.DictWriter(text, _SOURCE_COLUMNS, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.source_rows())
+        storage.write_bytes("sources.csv", text.getvalue().encode("utf-8", "surrogateescape"))
+        table = self.decisions.reset_index()
+        storage.write("clips.parquet", lambda path: table.to_parquet(path, index=False))
+        recipe = json.dumps(self.curation.recipe.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        storage.write_bytes(f"recipes/{self.recipe_hash}.json", recipe.encode())
+        manifest.write(storage)
+
+
+_SOURCE_COLUMNS = [
+    *("uri", "where", "status", "reason", "source_id", "duration_s"),
+    *("shots", "clips", "keep", "drop", "error", "pending"),
+]
+_FUNNEL_WORDS = {
+    "in": "clips",
+    "dropped": "  dropped by {reason}",
+    "error": "  {stage}: {reason}",
+    "pending": "  {stage}: {reason}",
+    "left": "  left after {stage}",
+    "kept": "kept",
+    "audio": "  sound {reason}",
+    "tier": "  tier {reason}",
+}

@@ -1,0 +1,259 @@
+"""Shards: kept clips, their sound, features and lineage as WebDataset tars, whole or absent."""
+
+import hashlib
+import io
+import re
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pydantic import Field, ValidationError
+
+from data_manifests.dataset import ShardEntry, hours_of
+from data_manifests.lineage import (
+    AudioUse,
+    ClipFacts,
+    Lineage,
+    RecipeName,
+    RuleResult,
+    Score,
+    SourceRange,
+    plain,
+)
+from data_manifests.storage import Storage
+from data_manifests.strict import Strict
+from tasks.clip import ClipRecord
+
+VERSION = 1  # raised whenever the same samples would make another tar
+
+# WebDataset lowers extensions and cuts keys at the first dot; a plain tar holds names of 100 characters
+_NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,43}")
+_NAME_RULE = "44 lower case letters, digits, - and _ at most, beginning with a letter or digit"
+_RECORD = tarfile.RECORDSIZE
+
+
+class ShardSettings(Strict):
+    """How samples are put together; a change makes new shards of the same samples."""
+
+    partitions: int = Field(
+        default=16,
+        ge=1,
+        le=65_536,
+        description="Parts of the corpus that are worked through, and sharded, on their own.",
+    )
+    max_samples: int = Field(default=1000, ge=1, description="Samples in a shard, at most.")
+    max_mb: float = Field(
+        default=1000, gt=0, description="Megabytes (10^6 bytes) in a shard, at most; a larger sample stands alone."
+    )
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A clip on its way into a shard.
+
+    key: the clip_id. files: (extension, name in the run's storage), in the order of the tar. lineage: encoded.
+    size: bytes of the files, together.
+    """
+
+    key: str
+    files: tuple[tuple[str, str], ...]
+    lineage: bytes
+    size: int
+    duration_s: float
+
+    @classmethod
+    def of(cls, clip: ClipRecord, lineage: Lineage, arrays: Mapping[str, str], size: int) -> "Sample":
+        """arrays: the features' names in the storage, by array name. size: bytes of video, sound and arrays."""
+        for name in (clip.clip_id, *arrays):
+            if not _NAME.fullmatch(name):
+                raise ValueError(f"{name!r} cannot name a sample or an array: {_NAME_RULE}")
+        files = [("mp4", clip.video)] + ([("flac", clip.audio)] if clip.audio else [])
+        files += [(f"{array}.npy", arrays[array]) for array in sorted(arrays)]
+        return cls(clip.clip_id, tuple(files), lineage.encode(), size, clip.duration_s)
+
+    @property
+    def bound(self) -> int:
+        """The most bytes the sample can take in a tar: a header and a part-filled block for each member."""
+        return self.size + len(self.lineage) + (len(self.files) + 1) * (2 * tarfile.BLOCKSIZE - 1)
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """A shard to be. Its name tells its contents, so that a shard of this name is this shard."""
+
+    name: str
+    tier: str
+    partition: int
+    samples: tuple[Sample, ...]
+
+
+def lineage(
+    clip: ClipRecord,
+    *,
+    uri: str,
+    sha256: str,
+    audio_usable: bool,
+    audio_reason: str,
+    scores: Mapping[str, Mapping[str, Any]],
+    rules: Mapping[str, Mapping[str, Any]],
+    tier: str,
+    recipe_name: str,
+    recipe_hash: str,
+) -> Lineage:
+    """What goes with a sample, from plain values.
+
+    uri, sha256: the source's. scores: by stage, each with backend, version, fingerprint and values. rules: by name,
+    each with score, value, passed, and min, max, one_of as far as it has them. What is not a number becomes None.
+
+    Raises ValueError naming the clip when something is missing or is not what it should be.
+    """
+    try:
+        return Lineage(
+            clip_id=clip.clip_id,
+            source=SourceRange(
+                uri=uri, source_id=clip.source_id, sha256=sha256, start_s=clip.start_s, end_s=clip.end_s
+            ),
+            clip=ClipFacts(
+                fps=clip.fps,
+                frames=clip.frames,
+                width=clip.width,
+                height=clip.height,
+                duration_s=clip.duration_s,
+                has_audio=bool(clip.audio),
+            ),
+            audio=AudioUse(usable=audio_usable, reason=audio_reason),
+            metadata=dict(clip.metadata),
+            scores={stage: Score.model_validate(plain(dict(score))) for stage, score in scores.items()},
+            rules={name: RuleResult.model_validate(plain(dict(rule))) for name, rule in rules.items()},
+            tier=tier,
+            recipe=RecipeName(name=recipe_name, hash=recipe_hash),
+        )
+    except ValidationError as error:
+        raise ValueError(f"{clip.clip_id}: its lineage is not complete: {error}") from None
+
+
+def plan_shards(samples: Iterable[Sample], settings: ShardSettings, partition: int, tier: str) -> list[ShardPlan]:
+    """Put the samples of one partition and tier into shards, in order, each filled to its bound.
+
+    samples: sorted by key. Raises ValueError when they are not, or one is there twice.
+    """
+    if not _NAME.fullmatch(tier):
+        raise ValueError(f"{tier!r} cannot name a tier: {_NAME_RULE}")
+    return [
+        ShardPlan(f"shards/{tier}-{partition:05d}-{number:06d}-{_digest(group)}.tar", tier, partition, tuple(group))
+        for number, group in enumerate(_groups(samples, settings))
+    ]
+
+
+def _groups(samples: Iterable[Sample], settings: ShardSettings) -> Iterator[list[Sample]]:
+    # a tar ends with two empty blocks and is filled up to a whole record
+    room = settings.max_mb * 1e6 - 2 * tarfile.BLOCKSIZE - (_RECORD - 1)
+    group: list[Sample] = []
+    taken, last = 0, ""
+    for sample in samples:
+        if sample.key <= last:
+            raise ValueError(f"samples are to be sorted and different: {sample.key!r} comes after {last!r}")
+        if group and (len(group) == settings.max_samples or taken + sample.bound > room):
+            yield group
+            group, taken = [], 0
+        group.append(sample)
+        taken, last = taken + sample.bound, sample.key
+    if group:
+        yield group
+
+
+def _digest(samples: list[Sample]) -> str:
+    """12 hex digits over all that goes in: names, and through them contents; sizes; lineage."""
+    digest = hashlib.sha256(f"shard {VERSION}".encode())
+    for sample in samples:
+        for part in (sample.key, *(text for file in sample.files for text in file), str(sample.size)):
+            digest.update(part.encode() + b"\0")
+        digest.update(hashlib.sha256(sample.lineage).digest())
+    return digest.hexdigest()[:12]
+
+
+def read_entry(plan: ShardPlan, storage: Storage) -> ShardEntry | None:
+    """The entry of a shard that is there and whole; None when it is still to be written.
+
+    The entry is kept beside the shard (`.json` for `.tar`), written after it. A shard without its entry is what a kill
+    between the two leaves: no dataset manifest has it yet, so it is made again.
+    """
+    try:
+        entry = ShardEntry.model_validate_json(storage.read_bytes(_entry_name(plan)))
+        return entry if entry.name == plan.name and storage.size(plan.name) == entry.bytes else None
+    except (FileNotFoundError, ValidationError):
+        return None
+
+
+def write_shard(plan: ShardPlan, storage: Storage) -> ShardEntry:
+    """Write the shard, unless it is there, and say what it is.
+
+    Raises FileNotFoundError for a missing file of a sample, ValueError where a sample is larger than planned.
+    """
+    there = read_entry(plan, storage)
+    if there is not None:
+        return there
+    written: list[_SummingWriter] = []
+    storage.write(plan.name, lambda path: written.append(_write_tar(path, plan, storage)))
+    entry = ShardEntry(
+        name=plan.name,
+        sha256=written[0].sha256.hexdigest(),
+        bytes=written[0].size,
+        samples=len(plan.samples),
+        hours=hours_of(sample.duration_s for sample in plan.samples),
+        tier=plan.tier,
+        partition=plan.partition,
+    )
+    storage.write_bytes(_entry_name(plan), entry.model_dump_json().encode())
+    return entry
+
+
+def _entry_name(plan: ShardPlan) -> str:
+    return plan.name.removesuffix(".tar") + ".json"
+
+
+class _SummingWriter:
+    """Writes through, and knows the size and checksum of what went by."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.size = 0
+        self.sha256 = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.size += len(data)
+        self.sha256.update(data)
+        return self._file.write(data)
+
+
+def _write_tar(path: Path, plan: ShardPlan, storage: Storage) -> _SummingWriter:
+    with path.open("wb") as file:
+        writer = _SummingWriter(file)
+        # as a stream: nothing that was written is gone back to
+        with tarfile.open(fileobj=writer, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 20) as tar:  # type: ignore[call-overload]
+            for sample in plan.samples:
+                size = 0
+                for extension, name in sample.files:
+                    with storage.local(name) as member:
+                        size += _add(tar, f"{sample.key}.{extension}", member)
+                if size > sample.size:
+                    raise ValueError(f"{sample.key}: its files have {size:,} bytes, planned were {sample.size:,}")
+                header = _header(f"{sample.key}.json", len(sample.lineage))
+                tar.addfile(header, io.BytesIO(sample.lineage))
+        return writer
+
+
+def _add(tar: tarfile.TarFile, name: str, path: Path) -> int:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        tar.addfile(_header(name, size), file)
+    return size
+
+
+def _header(name: str, size: int) -> tarfile.TarInfo:
+    """A member's header with nothing in it of when, where and by whom: TarInfo's own zeros and empty names."""
+    header = tarfile.TarInfo(name)
+    header.size, header.mode = size, 0o644
+    return header

@@ -1,0 +1,159 @@
+"""Sound put where its time stamps say: 16 kHz mono, to the sample, with silence where there is none."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from tasks.clip import SAMPLE_RATE
+
+if TYPE_CHECKING:
+    import av
+
+_MARGIN_S = 0.1  # around a clip, for the resampling filter
+_JITTER_S = 0.010  # time stamps that stray less belong to sound without a gap
+_STEADY = 2e-4  # difference of two clocks that does not matter over a clip's length
+
+
+@dataclass(frozen=True)
+class _Chunk:
+    time_s: float
+    rate: int
+    samples: np.ndarray  # [samples] float32, mono
+
+    @property
+    def end_s(self) -> float:
+        return self.time_s + len(self.samples) / self.rate
+
+
+class SoundTrack:
+    """Decodes a sound stream in file order and keeps what lies in the wanted spans.
+
+    A packet that cannot be decoded is silence, as in a player: its neighbours keep their places.
+    """
+
+    def __init__(self, stream: Any, start_s: float) -> None:
+        """stream: of an open container. start_s: zero of the source clock, in the file's time."""
+        self._context = stream.codec_context
+        self._context.thread_count = 1
+        self._time_base = stream.time_base
+        self._start_s = start_s
+        self._mixer = _Mixer()
+        self._chunks: list[_Chunk] = []
+        self.time_s = float("-inf")  # how far the sound has been read
+
+    def feed(self, packet: Any, wanted: Iterable[tuple[float, float]]) -> None:
+        """Decode one packet of the stream (None at the end); wanted: spans in seconds that `take` will be asked for."""
+        import av
+
+        try:
+            frames = self._context.decode(packet)
+        except (av.FFmpegError, ValueError):
+            return
+        for frame in frames:
+            time_s = max(self.time_s, 0.0)
+            if frame.pts is not None:
+                time_s = float(frame.pts * self._time_base) - self._start_s
+            end_s = time_s + frame.samples / frame.sample_rate
+            if any(time_s < end + _MARGIN_S and end_s > start - _MARGIN_S for start, end in wanted):
+                self._chunks.append(_Chunk(time_s, frame.sample_rate, self._mixer(frame)))
+            self.time_s = end_s
+
+    def covers(self, end_s: float) -> bool:
+        """Whether all that `take` needs of a clip ending then has been read."""
+        return self.time_s >= end_s + _MARGIN_S
+
+    def take(self, start_s: float, samples: int) -> np.ndarray:
+        """The sound from `start_s` on: [samples] int16 at 16 kHz."""
+        sound = np.zeros(samples, np.float32)
+        end_s = start_s + samples / SAMPLE_RATE
+        near = [c for c in self._chunks if c.time_s < end_s + _MARGIN_S and c.end_s > start_s - _MARGIN_S]
+        for run in _runs(near):
+            time_s, rate = _fit(run)
+            resampled = _resample(np.concatenate([chunk.samples for chunk in run]), rate)
+            at = round((time_s - start_s) * SAMPLE_RATE)
+            part = resampled[max(0, -at) : max(0, samples - at)]
+            sound[max(0, at) : max(0, at) + len(part)] = part
+        return np.clip(np.rint(sound * 32768), -32768, 32767).astype(np.int16)
+
+    def forget(self, before_s: float) -> None:
+        """Drop what only clips that start earlier would need."""
+        self._chunks = [c for c in self._chunks if c.end_s > before_s - _MARGIN_S]
+
+
+def _runs(chunks: list[_Chunk]) -> list[list[_Chunk]]:
+    """Chunks that follow on one another without a gap, an overlap or a change of rate."""
+    runs: list[list[_Chunk]] = []
+    strays: list[float] = []  # of each chunk's time stamp from where the samples before it end
+    length = 0
+    for chunk in chunks:
+        stray = chunk.time_s - runs[-1][0].time_s - length / chunk.rate if runs else 0.0
+        if not runs or chunk.rate != runs[-1][0].rate or abs(stray - np.mean(strays[-32:])) > _JITTER_S:
+            runs.append([])
+            strays, length, stray = [], 0, 0.0
+        runs[-1].append(chunk)
+        strays.append(stray)
+        length += len(chunk.samples)
+    return runs
+
+
+def _fit(run: list[_Chunk]) -> tuple[float, int]:
+    """The start in seconds and the true rate in Hz of a run: what its time stamps say together, jitter set aside."""
+    rate = run[0].rate
+    counted = np.cumsum([0, *(len(chunk.samples) for chunk in run[:-1])]) / rate
+    strays = np.array([chunk.time_s for chunk in run]) - counted
+    slope = 0.0
+    if len(run) >= 20 and counted[-1] > 2:
+        slope = float(np.polyfit(counted, strays, 1)[0])
+    if abs(slope) < _STEADY:
+        return float(np.median(strays)), rate
+    return float(np.median(strays - slope * counted)), round(rate / (1 + slope))
+
+
+class _Mixer:
+    """Mixes frames of any format and layout down to one channel by FFmpeg's matrices."""
+
+    def __init__(self) -> None:
+        self._made_for: tuple[Any, ...] = ()
+        self._resampler: Any = None
+
+    def __call__(self, frame: "av.AudioFrame") -> np.ndarray:
+        """[samples] float32."""
+        import av
+
+        made_for = (frame.format.name, frame.layout.name, frame.sample_rate)
+        frame.pts = None
+        try:
+            if made_for != self._made_for:
+                self._resampler = av.AudioResampler("fltp", "mono", frame.sample_rate)
+                self._made_for = made_for
+            parts = [part.to_ndarray()[0] for part in self._resampler.resample(frame)]
+        except (av.FFmpegError, ValueError):  # channels without places
+            self._made_for = ()
+            return _plain_mean(frame)
+        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _plain_mean(frame: "av.AudioFrame") -> np.ndarray:
+    samples: Any = frame.to_ndarray()
+    if not frame.format.is_planar:
+        samples = samples.reshape(-1, len(frame.layout.channels)).T
+    if samples.dtype.kind == "u":
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype.kind == "i":
+        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
+    return samples.mean(axis=0, dtype=np.float32)
+
+
+def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
+    """[samples] float32 at `rate` Hz to the same at 16 kHz, starting at the same instant."""
+    import av
+
+    if rate == SAMPLE_RATE:
+        return samples
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
+    frame.sample_rate = rate
+    resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE)
+    parts = [*resampler.resample(frame), *resampler.resample(None)]
+    return np.concatenate([part.to_ndarray()[0] for part in parts]) if parts else np.zeros(0, np.float32)

@@ -1,0 +1,97 @@
+"""The contract of a measuring stage: settings in, one measurement a clip out.
+
+A stage knows nothing of how it is run, where its rows are kept or what threshold will be put to them.
+"""
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from data_manifests.strict import Strict
+from tasks.clip import Clip
+
+Value = float | int | bool | str | None
+
+
+class MissingBackend(RuntimeError):
+    """A backend whose library or weights are not here.
+
+    The message names what is missing, where it was looked for, how to get it and which embedded backend would serve.
+    """
+
+
+class Unmeasurable(ValueError):
+    """This clip cannot be measured, for the reason given; an error row, never a rejection."""
+
+
+class StageSettings(Strict):
+    """What a recipe says of one stage: the backend, and the settings that change a measurement, nothing else."""
+
+    backend: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a stage found in one clip.
+
+    columns: the ledger row's values, one for each of the stage's declared columns; None where a value has no meaning
+        for this clip (a speech fraction without sound).
+    arrays: features stored beside the video, by name; each [frames, ...], aligned to the clip's frames.
+    """
+
+    columns: dict[str, Value]
+    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+
+
+Settings = TypeVar("Settings", bound=StageSettings)
+
+
+class Stage(ABC, Generic[Settings]):
+    """A measuring stage.
+
+    Class attributes:
+        name: the stage's name in recipes, ledger tables and rules.
+        version: raised by one whenever a change of the code changes a measurement.
+        columns: the declared columns and their types, one of float, int, bool, str.
+        reads: names of manifest fields that the measurement depends on (such as "caption").
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int]
+    columns: ClassVar[dict[str, type]]
+    reads: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    @abstractmethod
+    def backend_version(self) -> str:
+        """The backend's own version: of its library where that can change a number, and of its weights."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """See before any work starts that the backend can run. Raises MissingBackend."""
+
+    @abstractmethod
+    def measure(self, clip: Clip) -> Measurement:
+        """Measure one clip. Raises Unmeasurable, or whatever else goes wrong: each becomes an error row."""
+
+
+def fingerprint(name: str, version: object, backend_version: str, settings: Strict, upstream: str = "") -> str:
+    """What a row was made with: 12 hex digits over stage, versions and settings.
+
+    Rows under one fingerprint are comparable and reusable; anything that changes a number changes the fingerprint.
+    `upstream` is the fingerprint of the stage whose rows this one starts from, where it starts from rows.
+    """
+    made_with = {
+        "stage": name,
+        "version": version,
+        "backend_version": backend_version,
+        "settings": settings.model_dump(mode="json"),
+        "upstream": upstream,
+    }
+    return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:12]

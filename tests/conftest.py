@@ -1,0 +1,122 @@
+"""What the tests share."""
+
+import secrets
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data_manifests.storage import Storage
+from tasks.clip import SAMPLE_RATE, ClipRecord
+from tests.world import Truth, make
+
+
+@dataclass(frozen=True)
+class S3:
+    """A real S3 API on this machine. The environment points to it: `s3://bucket/...` works as anywhere."""
+
+    endpoint: str
+    bucket: str
+
+    @property
+    def address(self) -> str:
+        return f"s3://{self.bucket}"
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[S3]:
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", f"http://{host}:{port}")
+        patch.setenv("AWS_ACCESS_KEY_ID", "testing")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        place = S3(f"http://{host}:{port}", "footage")
+        Storage(place.address).fs.mkdir(place.bucket)
+        yield place
+    server.stop()
+
+
+@pytest.fixture
+def s3_folder(s3: S3) -> str:
+    """The address of an empty place in the object store, another one for each test."""
+    return f"{s3.address}/{secrets.token_hex(8)}"
+
+
+MakeClip = Callable[..., ClipRecord]
+
+
+@pytest.fixture(scope="session")
+def make_clip(tmp_path_factory: pytest.TempPathFactory) -> MakeClip:
+    """Puts a small clip into a storage as cutting would leave it: video, sound, and a feature beside it."""
+    import av
+    import soundfile
+
+    made = tmp_path_factory.mktemp("clip")
+
+    def media(frames: int, fps: int) -> tuple[Path, Path]:
+        video, audio = made / f"{frames}-{fps}.mp4", made / f"{frames}-{fps}.flac"
+        if not video.exists():
+            with av.open(str(video), "w", options={"fflags": "+bitexact", "movflags": "+faststart"}) as container:
+                stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "threads": "1"})
+                stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+                for k in range(frames):
+                    picture = np.full((48, 64, 3), (k * 7) % 255, np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                container.mux(stream.encode())
+            noise = np.random.default_rng(0).normal(0, 0.1, round(frames * SAMPLE_RATE / fps))
+            soundfile.write(audio, noise.astype(np.float32), SAMPLE_RATE, subtype="PCM_16")
+        return video, audio
+
+    def make(
+        storage: Storage, source_id: str = "0123456789abcdef", start_ms: int = 0, frames: int = 25, sound: bool = True
+    ) -> ClipRecord:
+        fps = 25
+        clip_id = f"{source_id}-{start_ms:08d}-0badcafe"
+        name = f"clips/{source_id[:2]}/{clip_id}"
+        video, audio = media(frames, fps)
+        if sound:
+            storage.write_bytes(f"{name}.flac", audio.read_bytes())
+        storage.write_bytes(f"{name}.mp4", video.read_bytes())
+        start = start_ms / 1000
+        return ClipRecord(
+            clip_id=clip_id,
+            source_id=source_id,
+            start_s=start,
+            end_s=start + frames / fps,
+            fps=fps,
+            frames=frames,
+            width=64,
+            height=48,
+            video=f"{name}.mp4",
+            audio=f"{name}.flac" if sound else "",
+            metadata={"caption": "une dame à la fenêtre", "licence note": "CC-BY"},
+        )
+
+    return make
+
+
+@dataclass(frozen=True)
+class World:
+    """Generated footage; each file is made when a test first asks for it, and kept for the session."""
+
+    folder: Path
+
+    def path(self, name: str) -> Path:
+        self.truth(name)
+        return self.folder / name
+
+    def truth(self, name: str) -> Truth:
+        return make(self.folder, [name])[0]
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Footage with known truth, by name; `tests.world.catalogue()` lists the names."""
+    return World(tmp_path_factory.mktemp("world"))

@@ -1,0 +1,158 @@
+"""The whole curation on real files, against a real Prefect server, in processes of its own where a user would."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_manifests.dataset import verify
+from flows.curate import CurateParameters, curate
+from flows.summary import Summary
+
+DEMO = "data_manifests/demo.yaml"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180}), prefect_test_harness(180):
+        yield
+
+
+@pytest.fixture(scope="module")
+def footage(world, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a few of the generated files: talking, cuts, an awkward timing, a broken one, a copy."""
+    folder = tmp_path_factory.mktemp("footage")
+    for name in FILES:
+        shutil.copy(world.path(name), folder / name)
+    shutil.copy(folder / FILES[0], folder / "copy of the first.mp4")
+    (folder / "notes.txt").write_text("not footage")
+    return folder
+
+
+def run(footage: Path | str, out: Path | str, **changes: object) -> Summary:
+    return curate(CurateParameters(manifest=str(footage), recipe=DEMO, out=str(out), **changes))
+
+
+def shards(out: Path) -> dict[str, bytes]:
+    listed = json.loads((out / "dataset.json").read_text())["shards"]
+    return {"dataset.json": (out / "dataset.json").read_bytes()} | {
+        s["name"]: (out / s["name"]).read_bytes() for s in listed
+    }
+
+
+FILES = ["talk_medium.mp4", "cuts_plain.mp4", "fps_2997.mp4", "nobody.mp4", "truncated.mp4"]
+
+
+@pytest.fixture(scope="module")
+def curated(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
+    out = tmp_path_factory.mktemp("curated")
+    return out, run(footage, out)
+
+
+def test_every_file_and_every_clip_is_accounted_for(footage: Path, curated: tuple[Path, Summary]) -> None:
+    import pandas as pd
+
+    out, summary = curated
+    with (out / "sources.csv").open(newline="", encoding="utf-8") as file:
+        rows = {Path(row["uri"]).name: row for row in csv.DictReader(file)}
+    assert set(rows) == {*FILES, "copy of the first.mp4"}
+    assert rows["truncated.mp4"]["status"] == "error" and "truncated" in rows["truncated.mp4"]["reason"]
+    assert sorted(r["status"] for r in rows.values()) == ["duplicate", "error", "ok", "ok", "ok", "ok"]
+    clips = pd.read_parquet(out / "clips.parquet")
+    assert set(clips["verdict"]) <= {"keep", "drop", "error"}
+    assert (clips[clips["verdict"] == "drop"][["rule", "value", "threshold"]] != "").all().all()
+    nobody = clips[clips["clip_id"].str.startswith(rows["nobody.mp4"]["source_id"])]
+    assert len(nobody) and set(nobody["verdict"]) == {"drop"}
+    report = verify(str(out / "dataset.json"))
+    assert not report.faults and report.samples == (clips["verdict"] == "keep").sum() == summary.samples > 0
+    assert summary.errors == 1
+
+
+def test_a_rerun_does_nothing_and_changes_nothing(footage: Path, curated: tuple[Path, Summary]) -> None:
+    out, first = curated
+    before = shards(out)
+    again = run(footage, out)
+    assert first.new and not again.new
+    assert shards(out) == before
+    assert again.funnel == first.funnel
+
+
+def test_any_number_of_workers_makes_the_same_bytes(
+    footage: Path, curated: tuple[Path, Summary], tmp_path: Path
+) -> None:
+    run(footage, tmp_path, workers=1)
+    assert shards(tmp_path) == shards(curated[0])
+
+
+def test_new_footage_costs_only_itself(footage: Path, curated: tuple[Path, Summary], world, tmp_path: Path) -> None:
+    more, out = tmp_path / "more", tmp_path / "out"
+    shutil.copytree(curated[0], out)
+    more.mkdir()
+    shutil.copy(world.path("talk_3s.mp4"), more)
+    manifest = tmp_path / "all.csv"
+    uris = [*sorted(footage.glob("*.mp4")), more / "talk_3s.mp4"]
+    manifest.write_text("uri,shelf\n" + "".join(f'"{uri}",7\n' for uri in uris))
+    summary = run(manifest, out)
+    assert summary.new["sources"] == summary.new["scenes"] == summary.new["clips"] == 1
+
+
+def test_a_changed_setting_costs_only_what_it_touches(
+    footage: Path, curated: tuple[Path, Summary], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    import yaml
+
+    out = tmp_path / "out"
+    shutil.copytree(curated[0], out)
+    recipe = yaml.safe_load(Path(DEMO).read_text())
+    changed = tmp_path / "changed.yaml"
+
+    recipe["curation"]["policy"]["rules"]["moving"]["max"] = 0.99
+    changed.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert run(footage, out, recipe=str(changed)).new == {}
+
+    recipe["curation"]["measure"]["motion"]["rate"] = 5
+    changed.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    assert set(run(footage, out, recipe=str(changed)).new) == {"motion"}
+    assert "motion: made anew, because rate" in caplog.text
+
+
+def test_from_a_bucket_into_a_bucket(footage: Path, s3_folder: str) -> None:
+    from data_manifests.storage import Storage
+
+    raw = Storage(f"{s3_folder}/raw")
+    for path in sorted(footage.iterdir()):
+        raw.write_bytes(path.name, path.read_bytes())
+    raw.write_bytes("footage.jsonl", b'{"uri": "talk_medium.mp4", "language": "en"}\n{"uri": "truncated.mp4"}\n')
+    summary = run(f"{s3_folder}/raw/footage.jsonl", f"{s3_folder}/out")
+    assert summary.samples and summary.errors == 1
+    assert not verify(f"{s3_folder}/out/dataset.json").faults
+    assert not run(f"{s3_folder}/raw/footage.jsonl", f"{s3_folder}/out").new
+
+
+def command(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "flows.cli", *map(str, arguments)], capture_output=True, text=True, env={**os.environ}
+    )
+
+
+def test_the_exit_code_tells_done_from_errors_from_failure(footage: Path, tmp_path: Path) -> None:
+    sound = tmp_path / "sound"
+    sound.mkdir()
+    shutil.copy(footage / "talk_medium.mp4", sound)
+    out = tmp_path / "out"
+    assert command("curate", sound, "--recipe", DEMO, "--out", out).returncode == 0
+    shutil.copy(footage / "truncated.mp4", sound)
+    with_errors = command("curate", sound, "--recipe", DEMO, "--out", out)
+    assert with_errors.returncode == 1 and "truncated.mp4" in with_errors.stdout
+    failed = command("curate", tmp_path / "nothing", "--recipe", DEMO, "--out", out)
+    assert failed.returncode == 2
+    assert "no such file or folder" in failed.stderr and "Traceback" not in failed.stderr

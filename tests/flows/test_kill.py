@@ -1,0 +1,79 @@
+"""A run that is killed goes on where it stopped, and ends with the bytes of an undisturbed one."""
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+ROOT = Path(__file__).parents[2]
+FILES = ["talk_3s.mp4", "cuts_plain.mp4", "fps_2997.mp4", "nobody.mp4", "truncated.mp4"]
+
+
+@pytest.fixture(scope="module")
+def footage(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("footage")
+    for name in FILES:
+        shutil.copy(world.path(name), folder / name)
+    return folder
+
+
+def start(footage: Path, out: Path, home: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "flows.cli", "curate", footage, "--recipe", "demo", "--out", out],
+        env={**os.environ, "PREFECT_HOME": str(home)}, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+def tree(out: Path) -> dict[str, bytes]:
+    """Every file that a run leaves, but for its lock and what is half-written."""
+    found = {}
+    for path in sorted(out.rglob("*")):
+        if path.is_file() and path.suffix not in (".lock", ".tmp") and path.name != ".lock":
+            found[str(path.relative_to(out))] = path.read_bytes()
+    return found
+
+
+def kill_when(process: "subprocess.Popen[bytes]", out: Path, files: int) -> bool:
+    """SIGKILL once this many files are there; False when the run was done before."""
+    while process.poll() is None:
+        if sum(path.is_file() for path in out.rglob("*")) >= files:
+            family = psutil.Process(process.pid).children(recursive=True)
+            process.kill()
+            process.wait()
+            _, alive = psutil.wait_procs(family, timeout=20)
+            assert not alive, "something outlives a killed run"
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def survive(footage: Path, folder: Path, kills: int) -> None:
+    whole, killed = folder / "whole", folder / "killed"
+    assert start(footage, whole, folder / "home").wait(300) == 1  # the truncated file is an error
+    expected = tree(whole)
+    moments = random.Random(7)
+    happened = 0
+    for target in sorted(moments.sample(range(1, len(expected) - 2), kills)):
+        happened += kill_when(start(footage, killed, folder / "home"), killed, target)
+    assert happened >= kills * 0.6  # some targets are passed between two looks
+    assert start(footage, killed, folder / "home").wait(300) == 1
+    after = tree(killed)
+    assert set(after) == set(expected)
+    assert after == expected
+    assert not list(killed.rglob("*.tmp"))
+
+
+def test_a_killed_run_goes_on_to_the_same_bytes(footage: Path, tmp_path: Path) -> None:
+    survive(footage, tmp_path, kills=2)
+
+
+@pytest.mark.slow
+def test_ten_kills_change_nothing(footage: Path, tmp_path: Path) -> None:
+    survive(footage, tmp_path, kills=10)

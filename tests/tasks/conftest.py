@@ -1,0 +1,32 @@
+"""What the tests of the measuring stages share."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_manifests.storage import Storage
+from tasks.clip import Clip
+from tasks.clips import ClipSettings, plan, write_clips
+from tasks.ingest import ingest
+from tasks.scenes import Shot
+
+
+@pytest.fixture(scope="session")
+def clip_of(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clip]:
+    """Cuts one clip, as long as the whole file, from a generated file that is one shot."""
+    storage = Storage(str(tmp_path_factory.mktemp("clips")))
+
+    def cut(name: str, fps: int = 25, short_side: int = 480, caption: str = "") -> Clip:
+        path, end_s = world.path(name), world.truth(name).duration_s
+        source, settings = ingest(str(path)), ClipSettings(fps=fps, short_side=short_side, min_s=0.2, max_s=600)
+        (record,), _ = plan(source, [Shot(0.0, end_s, 0.0, end_s, False, False)], [], settings)
+        (record,) = write_clips(source, path, [record], settings, storage)
+        record = dataclasses.replace(record, metadata={"caption": caption})
+        return Clip(
+            record, Path(storage.path(record.video)), Path(storage.path(record.audio)) if record.audio else None
+        )
+
+    return cut

@@ -1,0 +1,135 @@
+"""Reading video: what is refused and why; damage said, never papered over."""
+
+import hashlib
+import random
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from data_manifests.storage import Storage
+from tasks.clip import Clip
+from tasks.clips import ClipSettings, plan, write_clips
+from tasks.decode import Bad, clip_frames, clip_keyframes, probe, read_video
+from tasks.ingest import ingest
+from tasks.media import MediaError
+from tasks.scenes import Shot
+from tasks.upright import Picture
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("empty.mp4", "empty file"),
+        ("text.mp4", "not a media file"),
+        ("noise.mp4", "not a media file"),
+        ("audio_only.mp4", "no video stream"),
+        ("truncated.mp4", "moov"),
+    ],
+)
+def test_unusable_files_are_refused_with_the_reason(world, name: str, reason: str) -> None:
+    with pytest.raises(MediaError, match=reason):
+        probe(world.path(name))
+
+
+def test_playlists_are_not_followed(tmp_path: Path) -> None:
+    for name, text in {
+        "list.mp4": "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n/etc/hostname\n#EXT-X-ENDLIST\n",
+        "concat.mp4": "ffconcat version 1.0\nfile /etc/hostname\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+        with pytest.raises(MediaError, match="not a media file"):
+            probe(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "name", ["rotate_90.mp4", "anamorphic.mp4", "odd_size.mp4", "portrait.mp4", "start_5s.mp4", "interlaced.ts"]
+)
+def test_probe_says_what_a_player_shows(world, name: str) -> None:
+    truth, found = world.truth(name), probe(world.path(name))
+    assert (found.width, found.height) == (truth.display_width, truth.display_height)
+    assert found.fps == pytest.approx(truth.fps, rel=0.01)
+    assert found.duration_s == pytest.approx(truth.duration_s, abs=0.1)
+    assert found.has_audio == truth.has_audio
+    assert found.interlaced == ("interlaced" in name)
+
+
+def test_cover_art_is_no_video(tmp_path: Path) -> None:
+    path = tmp_path / "song.mp4"
+    with av.open(str(path), "w") as container:
+        art = container.add_stream("mjpeg", rate=1)
+        art.width, art.height, art.pix_fmt = 64, 64, "yuvj420p"
+        art.disposition = av.stream.Disposition.attached_pic
+        sound = container.add_stream("aac", rate=48000)
+        container.mux(art.encode(av.VideoFrame(64, 64, "yuvj420p")))
+        container.mux(art.encode())
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 48000), np.float32), "fltp", "mono")
+        frame.sample_rate = 48000
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode())
+    with pytest.raises(MediaError, match="no video stream"):
+        probe(path)
+
+
+def _seen(path: Path) -> tuple[dict[int, str], set[int]]:
+    """Digest by time in milliseconds of each good frame; times of the bad ones."""
+    good, bad = {}, set()
+    for event in read_video(path):
+        at = round(event.time_s * 1000)
+        if isinstance(event, Picture):
+            good[at] = hashlib.sha256(event.frame.to_ndarray().tobytes()).hexdigest()
+        elif isinstance(event, Bad):
+            bad.add(at)
+    return good, bad
+
+
+def _damage(source: Path, to: Path, hit: set[int], how: str) -> None:
+    with av.open(str(source)) as given, av.open(str(to), "w") as made:
+        stream = made.add_stream_from_template(given.streams.video[0])
+        packets = [p for p in given.demux(given.streams.video[0]) if p.size]
+        for number, packet in enumerate(packets):
+            data = bytearray(bytes(packet))
+            if number in hit and how == "cut short":
+                data = data[: max(8, len(data) // 2)]
+            elif number in hit:
+                third = max(1, len(data) // 3)
+                data[third : 2 * third + 6] = bytes(len(data[third : 2 * third + 6]))
+            spoilt = av.Packet(bytes(data))
+            spoilt.pts, spoilt.dts, spoilt.duration = packet.pts, packet.dts, packet.duration
+            spoilt.time_base, spoilt.is_keyframe, spoilt.stream = packet.time_base, packet.is_keyframe, stream
+            made.mux(spoilt)
+
+
+@pytest.mark.parametrize("how", ["cut short", "zeroed"])
+@pytest.mark.parametrize("name", ["b_frames.mp4", "hevc_10bit.mp4"])
+def test_damaged_frames_are_said_and_never_replaced(world, tmp_path: Path, name: str, how: str) -> None:
+    whole, _ = _seen(world.path(name))
+    for trial in range(2):
+        hit = set(random.Random(trial).sample(range(5, len(whole) - 5), 2))
+        damaged = tmp_path / f"{trial}.mp4"
+        _damage(world.path(name), damaged, hit, how)
+        good, bad = _seen(damaged)
+        assert bad
+        assert not bad & set(good)
+        assert set(good) | bad == set(whole), "a frame is neither shown nor said to be bad"
+        assert all(whole[at] == digest for at, digest in good.items()), "a frame is shown that was never there"
+
+
+def test_frames_and_key_frames_of_a_clip(world, tmp_path: Path) -> None:
+    source = ingest(str(world.path("fps_30.mp4")))
+    storage, settings = Storage(str(tmp_path)), ClipSettings()
+    shot = Shot(0.0, source.duration_s, 0.0, source.duration_s, False, False)
+    (record,) = write_clips(source, world.path("fps_30.mp4"), plan(source, [shot], [], settings)[0], settings, storage)
+    clip = Clip(record, Path(storage.path(record.video)), None)
+    assert sum(1 for _ in clip.frames()) == clip.record.frames
+    some = list(clip_frames(clip.video_path, 25, rate=5, size=(64, 36)))
+    assert len(some) == clip.record.frames // 5
+    assert some[0].shape == (36, 64, 3)
+    keys = list(clip_keyframes(clip.video_path, 25))
+    assert [index for index, _ in keys] == list(range(0, clip.record.frames, 25))
+    every = list(clip.frames())
+    assert all(np.array_equal(picture, every[index]) for index, picture in keys)
+    # the frame on display in the middle of each fifth of a second
+    small = list(clip_frames(clip.video_path, 25, size=(64, 36)))
+    assert all(np.array_equal(picture, small[5 * k + 2]) for k, picture in enumerate(some))

@@ -1,0 +1,348 @@
+"""From rows to verdicts: against an oracle that goes row by row, and at the edges of each rule."""
+
+import json
+import math
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_manifests.strict import RecipeError, validate
+from tasks.policy import alive, decide, funnel, join, rule_results
+from tasks.rules import Policy, Rule
+
+STAGES = ("people", "motion", "speech")
+COLUMNS: dict[str, dict[str, type]] = {
+    "people": {"share": float, "framing": str},
+    "motion": {"speed": float, "jolts": int},
+    "speech": {"fraction": float, "music": bool},
+}
+VALUES: dict[type, st.SearchStrategy[Any]] = {
+    float: st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]),
+    int: st.integers(0, 4),
+    bool: st.booleans(),
+    str: st.sampled_from(["long", "full", "medium", ""]),
+}
+
+
+def policy_of(**sections: Any) -> Policy:
+    return validate(Policy, sections, "policy")
+
+
+def rule(score: str, **demand: Any) -> dict[str, Any]:
+    return {"score": score, "backend": "b", **demand}
+
+
+def frame_of(clips: dict[str, dict[str, Any]]) -> pd.DataFrame:
+    """A frame by way of `join`; for each clip and stage no row (None), an error (its text) or values by column."""
+    index = list(clips)
+    base = pd.DataFrame({name: [clips[c][name] for c in index] for name in ("duration_s", "audio")}, index=index)
+    tables = {}
+    for stage, columns in COLUMNS.items():
+        rows = []
+        for clip_id in index:
+            found = clips[clip_id][stage]
+            if found is None:
+                continue
+            row = {"key": clip_id, "status": "ok", "error": "", "inputs": ""}
+            rows.append(row | ({"status": "error", "error": found} if isinstance(found, str) else found))
+        table = pd.DataFrame(rows, columns=["key", "status", "error", "inputs", *columns])
+        types = {float: "float64", int: "Int64", bool: "boolean", str: "str"}
+        tables[stage] = table.astype({name: types[kind] for name, kind in columns.items()})
+    return join(base, tables)
+
+
+@st.composite
+def rows(draw: st.DrawFn) -> dict[str, dict[str, Any]]:
+    def clip() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "duration_s": draw(st.sampled_from([2.0, 5.0, 10.0])),
+            "audio": draw(st.sampled_from(["a.flac", ""])),
+        }
+        for stage, columns in COLUMNS.items():
+            state = draw(st.sampled_from(["ok", "ok", "ok", "ok", "error", "pending"]))
+            values = {name: draw(st.none() | VALUES[kind]) for name, kind in columns.items()}
+            found[stage] = {"ok": values, "error": f"{stage} broke", "pending": None}[state]
+        return found
+
+    names = draw(st.lists(st.integers(0, 999), unique=True, max_size=12))
+    return {f"{n:03d}": clip() for n in names}
+
+
+@st.composite
+def rule_of_any_kind(draw: st.DrawFn) -> dict[str, Any]:
+    stage = draw(st.sampled_from(STAGES))
+    column = draw(st.sampled_from(sorted(COLUMNS[stage])))
+    kind = COLUMNS[stage][column]
+    made = rule(f"{stage}.{column}", missing=draw(st.sampled_from(["pass", "reject", "error"])))
+    if kind in (bool, str):
+        return made | {"one_of": draw(st.lists(VALUES[kind], min_size=1, unique=True))}
+    bounds = sorted([draw(VALUES[kind]), draw(VALUES[kind])])
+    which = draw(st.sampled_from(["min", "max", "both"]))
+    return made | ({"min": bounds[0]} if which != "max" else {}) | ({"max": bounds[1]} if which != "min" else {})
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    kinds = rule_of_any_kind()
+    rules = {f"r{i}": draw(kinds) for i in range(draw(st.integers(0, 3)))}
+    audio = {f"a{i}": draw(kinds) for i in range(draw(st.integers(0, 2)))}
+    tiers: dict[str, Any] = {"main": {}, "mid": {"rules": {"t": draw(kinds)}}}
+    rank = {"motion.speed": draw(st.sampled_from([1.0, -1.0, 2.0])), "speech.fraction": 1.0}
+    tiers["top"] = {"hours": draw(st.sampled_from([5.0, 12.0, 100.0])) / 3600, "rank": rank}
+    return policy_of(rules=rules, audio=audio, on_unusable=draw(st.sampled_from(["keep", "drop"])), tiers=tiers)
+
+
+def nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def outcome(r: Rule, value: Any) -> str:
+    """pass, reject or error, for one rule and one value."""
+    if nothing(value):
+        return r.missing
+    if r.one_of is not None:
+        return "pass" if any(type(v) is type(value) and v == value for v in r.one_of) else "reject"
+    return "reject" if (r.min is not None and value < r.min) or (r.max is not None and value > r.max) else "pass"
+
+
+def verdict_of(clip: dict[str, Any], policy: Policy, stages: tuple[str, ...] = STAGES) -> tuple[str, str, str]:
+    """(verdict, stage, rule) of one clip, by the plainest reading of what `decide` promises."""
+    if policy.on_unusable == "drop" and not clip["audio"]:
+        return "drop", "clips", "sound"
+    for stage in stages:
+        row = clip[stage]
+        if row is None:
+            return "pending", stage, ""
+        if isinstance(row, str):
+            return "error", stage, ""
+        for name, r in (policy.rules | policy.audio).items():
+            if r.stage != stage or (name in policy.audio and not clip["audio"]):
+                continue
+            came = outcome(r, row[r.column])
+            if came == "error":
+                return "error", stage, name
+            if came == "reject" and (name in policy.rules or policy.on_unusable == "drop"):
+                return "drop", stage, name
+    return "keep", "", ""
+
+
+def audio_of(clip: dict[str, Any], policy: Policy) -> tuple[str, str]:
+    if not clip["audio"]:
+        return "none", ""
+    for name, r in policy.audio.items():
+        row = clip[r.stage]
+        came = outcome(r, row[r.column]) if isinstance(row, dict) else "error"
+        if came != "pass":
+            return ("unusable", name) if came == "reject" else ("", "")
+    return "usable", ""
+
+
+def tiers_of(clips: dict[str, dict[str, Any]], policy: Policy, kept: list[str]) -> dict[str, str]:
+    found = dict.fromkeys(kept, "main")
+    inside = kept
+    for name, tier in list(policy.tiers.items())[1:]:
+        inside = [
+            c for c in inside if all(outcome(r, clips[c][r.stage][r.column]) == "pass" for r in tier.rules.values())
+        ]
+        if tier.hours is not None:
+            standing = dict.fromkeys(inside, 0.0)
+            for score, weight in tier.rank.items():
+                stage, column = score.split(".")
+                values = {c: clips[c][stage][column] for c in inside}
+                known = [v for v in values.values() if not nothing(v)]
+                for c, v in values.items():
+                    if not nothing(v):
+                        worse = sum(w < v if weight > 0 else w > v for w in known)
+                        same = sum(w == v for w in known)
+                        standing[c] += abs(weight) * (worse + (same + 1) / 2) / len(known)
+            best: list[str] = []
+            seconds = 0.0
+            for c in sorted(inside, key=lambda c: (-round(standing[c], 7), c)):
+                seconds += clips[c]["duration_s"]
+                if seconds > tier.hours * 3600 + 1e-6:
+                    break
+                best.append(c)
+            inside = best
+        found |= dict.fromkeys(inside, name)
+    return found
+
+
+@given(rows(), policies())
+@settings(max_examples=100, deadline=None)
+def test_decisions_agree_with_a_row_by_row_reading(clips: dict[str, dict[str, Any]], policy: Policy) -> None:
+    frame = frame_of(clips)
+    decisions = decide(frame, policy, STAGES)
+    assert list(decisions.index) == sorted(clips)
+    wanted = {c: verdict_of(clips[c], policy) for c in clips}
+    tiers = tiers_of(clips, policy, [c for c in sorted(clips) if wanted[c][0] == "keep"])
+    for c, got in decisions.to_dict("index").items():
+        assert (got["verdict"], got["stage"], got["rule"]) == wanted[c]
+        assert (got["audio"], got["audio_rule"]) == audio_of(clips[c], policy)
+        assert got["tier"] == tiers.get(c, "")
+        assert bool(got["error"]) == (got["verdict"] == "error")
+        assert bool(got["threshold"]) == (got["verdict"] == "drop")
+        if got["verdict"] == "drop" and got["rule"] != "sound":
+            value = clips[c][got["stage"]][(policy.rules | policy.audio)[got["rule"]].column]
+            text = "" if nothing(value) else value
+            assert got["value"] == text or json.loads(got["value"]) == text
+    through = alive(frame, policy, STAGES[:2])
+    assert {c: bool(through[c]) for c in clips} == {
+        c: verdict_of(clips[c], policy, STAGES[:2])[0] == "keep" for c in clips
+    }
+    check_funnel(frame, decisions, policy)
+
+
+def check_funnel(frame: pd.DataFrame, decisions: pd.DataFrame, policy: Policy) -> None:
+    """Every clip and every second of it is in exactly one of dropped, error, pending and kept."""
+    table = funnel(frame, decisions, policy, STAGES)
+    ends = table[table["what"].isin(["dropped", "error", "pending", "kept"])]
+    assert ends["clips"].sum() == len(frame)
+    assert ends["hours"].sum() == pytest.approx(frame["clips.duration_s"].sum() / 3600)
+    count = table.groupby("what")["clips"].sum()
+    assert count["error"] == (decisions["verdict"] == "error").sum()
+    assert table[table["what"] == "tier"]["clips"].is_monotonic_decreasing
+    left = table[table["what"] == "left"]["clips"]
+    assert left.is_monotonic_decreasing and left.iloc[-1] == count["kept"]
+
+
+@given(
+    rows(),
+    st.sampled_from(["min", "max"]),
+    st.floats(0, 1),
+    st.floats(0, 1),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_moved_threshold_flips_only_what_it_moved_across(
+    clips: dict[str, dict[str, Any]], side: str, before: float, after: float
+) -> None:
+    frame = frame_of(clips)
+    verdicts = [
+        decide(frame, policy_of(rules={"moves": rule("motion.speed", **{side: bound})}), STAGES)["verdict"]
+        for bound in (before, after)
+    ]
+    low, high = sorted([before, after])
+    speed = frame["motion.speed"]
+    # the bound itself passes
+    between = (speed >= low) & (speed < high) if side == "min" else (speed > low) & (speed <= high)
+    flipped = verdicts[0].astype(str) != verdicts[1].astype(str)
+    assert not (flipped & ~between).any()
+
+
+def some(**stages: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {"duration_s": 4.0, "audio": "a.flac"}
+    row |= {stage: dict.fromkeys(columns) for stage, columns in COLUMNS.items()}
+    for stage, found in stages.items():
+        row[stage] = row[stage] | found if isinstance(found, dict) else found
+    return row
+
+
+def test_a_reason_names_rule_value_and_threshold() -> None:
+    policy = policy_of(
+        rules={"moves": rule("motion.speed", min=0.3, max=20), "near": rule("people.framing", one_of=["full"])}
+    )
+    frame = frame_of(
+        {
+            "a": some(people={"framing": "long"}, motion={"speed": 0.1}),
+            "b": some(people={"framing": "full"}, motion={"speed": 0.1}),
+            "c": some(people={"framing": "full"}, motion={"speed": 0.3}),
+        }
+    )
+    got = (
+        decide(frame, policy, STAGES)[["verdict", "stage", "rule", "value", "threshold"]]
+        .astype(str)
+        .to_numpy()
+        .tolist()
+    )
+    assert got == [
+        ["drop", "people", "near", "long", "one of full"],  # stages in the recipe's order, whatever the rules'
+        ["drop", "motion", "moves", "0.1", "0.3 to 20"],
+        ["keep", "", "", "", ""],
+    ]
+
+
+def test_an_error_is_no_rejection_unless_an_earlier_stage_rejected_already() -> None:
+    policy = policy_of(rules={"seen": rule("people.share", min=0.5), "moves": rule("motion.speed", min=0.5)})
+    frame = frame_of(
+        {
+            "a": some(people={"share": 0.1}, motion="DecodeError: bad packet"),
+            "b": some(people={"share": 0.9}, motion="DecodeError: bad packet"),
+            "c": some(people="DecodeError: bad packet", motion={"speed": 0.0}),
+            "d": some(people={"share": None}),
+        }
+    )
+    got = decide(frame, policy, STAGES)
+    assert got["verdict"].tolist() == ["drop", "error", "error", "error"]
+    assert got["error"].tolist()[1:] == ["DecodeError: bad packet"] * 2 + ["people.share has no value for this clip"]
+    assert alive(frame, policy, ["people"]).tolist() == [False, True, False, False]
+
+
+def test_poor_sound_costs_a_clip_its_sound_or_the_clip_as_the_recipe_says() -> None:
+    clips = {
+        "a": some(speech={"fraction": 0.9}),
+        "b": some(speech={"fraction": 0.1}),
+        "c": some() | {"audio": ""},
+    }
+    for frame_row in clips.values():
+        frame_row["people"] = frame_row["motion"] = {}
+    spoken = {"spoken": rule("speech.fraction", min=0.5)}
+    stays = decide(frame_of(clips), policy_of(audio=spoken), STAGES)
+    assert stays["verdict"].tolist() == ["keep"] * 3
+    assert stays["audio"].tolist() == ["usable", "unusable", "none"]
+    assert stays.loc["b", ["audio_rule", "audio_value", "audio_threshold"]].tolist() == ["spoken", "0.1", ">= 0.5"]
+    leaves = decide(frame_of(clips), policy_of(audio=spoken, on_unusable="drop"), STAGES)
+    assert leaves["verdict"].tolist() == ["keep", "drop", "drop"]
+    assert leaves["rule"].tolist() == ["", "spoken", "sound"]
+
+
+def test_the_best_hours_are_the_same_whatever_the_order_of_rows() -> None:
+    rng = np.random.default_rng(1)
+    clips = {f"{i:03d}": some(motion={"speed": float(rng.integers(0, 5)) / 4}) for i in range(200)}
+    policy = policy_of(tiers={"main": {}, "hq": {"hours": 100 / 3600, "rank": {"motion.speed": 1.0}}})
+    frame = frame_of(clips)
+    ordered = decide(frame, policy, STAGES)["tier"].astype(str)
+    shuffled = decide(frame.sample(frac=1, random_state=2), policy, STAGES)["tier"].astype(str).sort_index()
+    assert (ordered == "hq").sum() == 25
+    pd.testing.assert_series_equal(ordered, shuffled)
+
+
+def test_lineage_gets_every_rule_with_what_it_saw() -> None:
+    policy = policy_of(
+        rules={"moves": rule("motion.speed", min=0.5)},
+        audio={"spoken": rule("speech.fraction", min=0.5)},
+        tiers={"main": {}, "hq": {"rules": {"calm": rule("motion.jolts", max=2)}}},
+    )
+    row = frame_of({"a": some(motion={"speed": 0.75, "jolts": 3})}).to_dict("records")[0]
+    results = rule_results(row, policy)
+    assert {place: (r["value"], r["passed"]) for place, r in results.items()} == {
+        "rules.moves": (0.75, True),
+        "audio.spoken": (None, None),
+        "tiers.hq.rules.calm": (3, False),
+    }
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"rules": {"r": rule("motion.speed")}}, "policy: rules.r: the rule on motion.speed demands nothing"),
+        ({"rules": {"r": rule("motion.speed", min=2, max=1)}}, "no clip can pass"),
+        ({"rules": {"r": rule("motion.speed", mim=2)}}, "did you mean 'min'?"),
+        ({"rules": {"r": rule("speed", min=2)}}, "'speed' is not of the form stage.column"),
+        ({"rules": {"r": rule("motion.speed", min=float("nan"))}}, "finite number"),
+        ({"tiers": {"main": {"hours": 3, "rank": {"motion.speed": 1}}}}, "add a narrower tier after it"),
+        ({"tiers": {"main": {}, "hq": {"hours": 3}}}, "by what? give rank"),
+        ({"tiers": {}}, "at least 1 item"),
+        ({"audio": {"sound": rule("speech.fraction", min=0)}}, "'sound' is kept for clips without sound"),
+        (
+            {"rules": {"r": rule("a.b", min=0)}, "audio": {"r": rule("a.b", min=0)}},
+            "r names a rule under rules and one under audio",
+        ),
+    ],
+)
+def test_a_policy_that_cannot_be_meant_is_refused(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(RecipeError) as refusal:
+        policy_of(**sections)
+    assert message in str(refusal.value)

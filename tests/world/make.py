@@ -1,0 +1,88 @@
+"""Makes the files."""
+
+import difflib
+import os
+from collections.abc import Callable, Collection
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+from tests.world.catalogue import files
+from tests.world.truth import Truth, read_table, write_table
+
+
+def catalogue(groups: Collection[str] | None = None) -> list[str]:
+    """The names of all files, or of those in any of the groups, sorted; makes nothing."""
+    return sorted(f.name for f in files().values() if groups is None or set(groups) & set(f.groups))
+
+
+def make(
+    folder: Path,
+    names: Collection[str] | None = None,
+    groups: Collection[str] | None = None,
+    progress: Callable[[str, int, int], object] | None = None,
+    workers: int | None = None,
+) -> list[Truth]:
+    """Write files into `folder`, and `truth.csv` beside them; files that are there already are left alone.
+
+    names, groups: which files; those in either, all when both are None. progress: called with the name of a
+    finished file, how many are finished and how many there are. workers: processes, one a core when None.
+
+    Returns the truth of the files asked for, by name. The same bytes come out each time. Raises ValueError for a
+    name or a group that does not exist.
+    """
+    wanted = _wanted(names, groups)
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {row.file: row for row in read_table(folder) if (folder / row.file).exists()}
+    missing = [name for name in wanted if name not in known]
+    workers = min(workers or os.cpu_count() or 1, len(missing))
+    done = 0
+
+    def finished(row: Truth) -> None:
+        nonlocal done
+        known[row.file] = row
+        write_table(folder, known.values())
+        done += 1
+        if progress:
+            progress(row.file, done, len(missing))
+
+    if workers <= 1:
+        for name in missing:
+            finished(_make_one(folder, name))
+    else:
+        with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+            for row in pool.map(_make_one, [folder] * len(missing), missing):
+                finished(row)
+    return [known[name] for name in wanted]
+
+
+def _one_thread() -> None:
+    """The processes are the parallelism."""
+    import cv2
+
+    cv2.setNumThreads(1)
+
+
+def _wanted(names: Collection[str] | None, groups: Collection[str] | None) -> list[str]:
+    everything = catalogue()
+    if names is None and groups is None:
+        return everything
+    for name in sorted(set(names or ()) - set(everything)):
+        near = difflib.get_close_matches(name, everything, 1)
+        hint = f"did you mean {near[0]!r}?" if near else "tests.world.catalogue() lists all"
+        raise ValueError(f"no generated file is called {name!r}; {hint}")
+    known_groups = {group for file in files().values() for group in file.groups}
+    if unknown := sorted(set(groups or ()) - known_groups):
+        raise ValueError(f"no group is called {', '.join(unknown)}; there are {', '.join(sorted(known_groups))}")
+    return sorted(set(names or ()) | set(catalogue(groups) if groups else ()))
+
+
+def _make_one(folder: Path, name: str) -> Truth:
+    """Write one file under a name of its own, then let it appear."""
+    beside = folder / f".making-{os.getpid()}.tmp"
+    try:
+        truth = files()[name].write(beside)
+        beside.replace(folder / name)
+    finally:
+        beside.unlink(missing_ok=True)
+    return truth

@@ -1,0 +1,222 @@
+"""Shots: a person (or nobody) in a place, seen by a camera, rendered at any time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+
+from tests.world import portrait
+
+FRAMINGS = ("upper body", "medium", "full", "long")
+PLACES = ("office", "park", "studio", "night")
+EVENT_BOX = (0.02, 0.03, 0.22, 0.27)  # x0, y0, x1, y1 as fractions of the frame: a fifth of the width, in a corner
+
+
+@dataclass(frozen=True)
+class Look:
+    """What one shot shows.
+
+    framing: one of FRAMINGS, or "" for nobody. place: one of PLACES. hue: degrees by which the suit's colour turns.
+    x: where the person stands, as a fraction of the frame's width. zoom: of the whole picture.
+    pan_from, pan_speed: where the camera looks and how it turns, in frame widths and frame widths a second.
+    shake_s, frozen_s: spans with a violently shaken camera, with a picture that stands still; seconds on the file's
+        own clock, like all times here.
+    """
+
+    framing: str = "upper body"
+    place: str = "office"
+    hue: int = 0
+    mirror: bool = False
+    x: float = 0.52
+    zoom: float = 1.0
+    pan_from: float = 0.0
+    pan_speed: float = 0.0
+    shake_s: tuple[tuple[float, float], ...] = ()
+    frozen_s: tuple[tuple[float, float], ...] = ()
+
+
+def _texture(height: int, width: int, seed: int, grain: float) -> np.ndarray:
+    """Smooth noise of several sizes: [height, width] float32, mean 0, about -1..1."""
+    import cv2
+
+    rng = np.random.default_rng(seed)
+    total = np.zeros((height, width), np.float32)
+    for octave in range(4):
+        cells = max(2, round(height / (grain * 2**-octave)))
+        coarse = rng.uniform(-1, 1, (cells, max(2, round(cells * width / height)))).astype(np.float32)
+        total += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC) * 0.55**octave
+    return total / 1.6
+
+
+@cache
+def _place(name: str, height: int, width: int) -> np.ndarray:
+    """A place, still: [height, width, 3] uint8 RGB."""
+    import cv2
+
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    y, x = y / height, x / height  # in frame heights
+
+    def paint(colour: tuple[int, int, int], x0: float, y0: float, x1: float, y1: float) -> None:
+        left, top, right, bottom = (round(v * height) for v in (x0, y0, x1, y1))
+        cv2.rectangle(picture, (left, top), (right, bottom), colour, -1)
+
+    noise = _texture(height, width, PLACES.index(name), height / 3)
+    aspect = width / height
+    colours = {"office": (196, 190, 176), "park": (120, 170, 225), "studio": (52, 92, 110), "night": (26, 26, 48)}
+    picture = np.clip(np.array(colours[name]) + noise[..., None] * 14, 0, 255).astype(np.uint8)
+    if name == "office":
+        for k in range(int(aspect / 0.9) + 1):
+            at = 0.9 * k
+            paint((150, 186, 214), at + 0.12, 0.12, at + 0.42, 0.5)
+            paint((236, 236, 232), at + 0.26, 0.12, at + 0.28, 0.5)
+            paint((104, 74, 52), at + 0.5, 0.56, at + 0.84, 0.58)
+            for book in range(7):
+                tall = 0.09 + 0.03 * ((book * 5 + k) % 3)
+                colour = ((170, 60, 50), (50, 90, 140), (200, 170, 80), (70, 120, 80))[(book + k) % 4]
+                paint(colour, at + 0.51 + 0.045 * book, 0.56 - tall, at + 0.545 + 0.045 * book, 0.56)
+        paint((120, 104, 92), 0, 0.86, aspect, 1)
+    elif name == "park":
+        hills = 0.52 + 0.07 * np.sin(3.1 * x) + 0.03 * np.sin(7.7 * x + 1)
+        grass = np.clip(np.array((86, 140, 62)) + noise[..., None] * 40, 0, 255).astype(np.uint8)
+        picture = np.where((y > hills)[..., None], grass, picture)
+        for k in range(int(aspect / 0.55) + 1):
+            at, size = 0.28 + 0.55 * k, 0.13 + 0.04 * (k % 3)
+            paint((92, 66, 44), at - 0.015, 0.42, at + 0.015, 0.66)
+            leaves = (x - at) ** 2 + (y - 0.36) ** 2 < size**2 * (1 + 0.35 * noise)
+            green = np.clip(np.array((40, 98, 44)) + noise[..., None] * 46, 0, 255).astype(np.uint8)
+            picture = np.where(leaves[..., None], green, picture)
+    elif name == "studio":
+        for k in range(int(aspect / 0.3) + 1):
+            paint((66, 116, 134) if k % 2 else (44, 78, 96), 0.3 * k, 0.1, 0.3 * k + 0.24, 0.78)
+        paint((150, 120, 84), 0, 0.84, aspect, 0.88)
+        paint((90, 70, 52), 0, 0.88, aspect, 1)
+    else:
+        rng = np.random.default_rng(11)
+        for k in range(int(aspect / 0.16) + 1):
+            top = 0.25 + 0.45 * rng.random()
+            paint((38 + int(20 * rng.random()), 36, 60), 0.16 * k, top, 0.16 * k + 0.14, 1)
+            for _ in range(10):
+                wx, wy = 0.16 * k + 0.02 + 0.1 * rng.random(), top + 0.03 + (0.9 - top) * rng.random()
+                paint((250, 214, 120), wx, wy, wx + 0.02, wy + 0.03)
+    return picture
+
+
+def _rows(framing: str) -> tuple[float, float, float]:
+    """Which row of the figure is at which height of the frame: (head's top at, lowest row seen, which is at)."""
+    return {
+        "upper body": (0.07, portrait.CHEST, 1.0),
+        "medium": (0.06, portrait.HIPS, 1.0),
+        "full": (0.05, portrait.SOLES, 0.96),
+        "long": (0.4, portrait.SOLES, 0.92),
+    }[framing]
+
+
+class Shot:
+    """One shot, ready to be rendered.
+
+    loudness: of the person's speech, by time in seconds; 0 to 1. start_s: when the shot begins.
+    """
+
+    def __init__(
+        self, look: Look, width: int, height: int, loudness: Callable[[float], float], start_s: float = 0.0
+    ) -> None:
+        import cv2
+
+        self.look, self.width, self.height, self.loudness, self.start_s = look, width, height, loudness, start_s
+        self.still: tuple[np.ndarray, np.ndarray] | None = None  # the last camera and what it saw, without the person
+        wide = 3.0 if look.pan_speed else 1.0
+        self.place = _place(look.place, height, round(width * wide))
+        if not look.framing:
+            return
+        levels, opacity = portrait.figure(look.framing not in ("upper body",), look.hue, look.mirror)
+        head_at, lowest, lowest_at = _rows(look.framing)
+        scale = (lowest_at - head_at) * height / (lowest - portrait.HEAD_TOP)
+        scale = min(scale, 1.6 * width / portrait.WIDTH)  # tall pictures
+        self.scale = scale
+        self.top = lowest_at * height - lowest * scale
+        # shrink the figure once, so that rendering samples it at about its own size
+        self.shrink = min(1.0, scale * look.zoom)
+        size = (round(opacity.shape[1] * self.shrink), round(opacity.shape[0] * self.shrink))
+        self.levels = [cv2.resize(level, size, interpolation=cv2.INTER_AREA) for level in levels]
+        self.opacity = cv2.resize(opacity, size, interpolation=cv2.INTER_AREA)
+        self.shrink = size[1] / opacity.shape[0]
+
+    def render(self, time_s: float, frame_s: float) -> np.ndarray:
+        """The picture on display from `time_s` for `frame_s` seconds: [height, width, 3] uint8 RGB."""
+        import cv2
+
+        for start, end in self.look.frozen_s:
+            if start <= time_s < end:
+                time_s = start
+        camera = self._camera(time_s)
+        if self.still is not None and np.array_equal(camera, self.still[0]):
+            picture = self.still[1].copy()
+        else:
+            size, border = (self.width, self.height), cv2.BORDER_REFLECT
+            picture = cv2.warpAffine(self.place, camera[:2], size, flags=cv2.INTER_LINEAR, borderMode=border)
+            self.still = (camera, picture.copy())
+        if self.look.framing:
+            self._add_person(picture, camera, time_s, frame_s)
+        return picture
+
+    def _camera(self, t: float) -> np.ndarray:
+        """From the place's pixels to the picture's: [3, 3]."""
+        look = self.look
+        dx = -(look.pan_from + look.pan_speed * (t - self.start_s)) * self.width
+        dy = turn = 0.0
+        if any(start <= t < end for start, end in look.shake_s):
+            # every frame somewhere else, as when somebody runs with the camera in the hand
+            rng = np.random.default_rng(round(t * 1000))
+            dx, dy = dx + rng.uniform(-0.09, 0.09) * self.width, rng.uniform(-0.12, 0.12) * self.height
+            turn = rng.uniform(-0.12, 0.12)
+        middle_x, middle_y = self.width / 2, self.height * 0.42
+        cos, sin = look.zoom * np.cos(turn), look.zoom * np.sin(turn)
+        about = np.array([[cos, -sin, middle_x], [sin, cos, middle_y], [0, 0, 1]])
+        move = np.array([[1, 0, dx - middle_x], [0, 1, dy - middle_y], [0, 0, 1]])
+        return about @ move
+
+    def _add_person(self, picture: np.ndarray, camera: np.ndarray, t: float, frame_s: float) -> None:
+        import cv2
+
+        loud = self.loudness(t + frame_s / 2)
+        level = self.levels[min(portrait.LEVELS - 1, round(loud * (portrait.LEVELS - 1)))]
+        # the person sways a little about the hips; numbers in pixels of the figure
+        lean = 0.016 * np.sin(1.9 * t + 0.4) + 0.008 * np.sin(4.3 * t + 1.1)
+        breath = 1 + 0.006 * np.sin(1.5 * t)
+        s = self.scale * breath / self.shrink
+        cos, sin = s * np.cos(lean), s * np.sin(lean)
+        middle = portrait.WIDTH - portrait.MIDDLE if self.look.mirror else portrait.MIDDLE
+        pivot_x, pivot_y = middle * self.shrink, min(portrait.HIPS * self.shrink, self.opacity.shape[0])
+        stand_x = self.look.x * self.width
+        stand_y = self.top + pivot_y / self.shrink * self.scale
+        place = np.array([[cos, -sin, stand_x], [sin, cos, stand_y], [0, 0, 1]])
+        place = camera @ place @ np.array([[1, 0, -pivot_x], [0, 1, -pivot_y], [0, 0, 1]])
+        # only the part of the picture that the figure can touch
+        h, w = self.opacity.shape
+        corners = place[:2] @ np.array([[0, w, 0, w], [0, 0, h, h], [1, 1, 1, 1]])
+        x0, y0 = (max(0, int(v) - 16) for v in corners.min(axis=1))
+        x1, y1 = (min(a, int(v) + 16) for a, v in zip((self.width, self.height), corners.max(axis=1), strict=True))
+        if x1 <= x0 or y1 <= y0:
+            return
+        back = np.linalg.inv(place).astype(np.float32)
+        across, down = np.arange(x0, x1, dtype=np.float32)[None], np.arange(y0, y1, dtype=np.float32)[:, None]
+        u = back[0, 0] * across + (back[0, 1] * down + back[0, 2])
+        v = back[1, 0] * across + (back[1, 1] * down + back[1, 2])
+        # the head turns and nods on the neck, more while speaking
+        neck = portrait.NECK * self.shrink
+        head = np.clip((neck * 1.3 - v) * np.float32(2.5 / neck), 0, 1)
+        u += head * np.float32(self.shrink * (5 * np.sin(2.7 * t) + 3 * np.sin(6.1 * t + 0.7)))
+        v += head * np.float32(self.shrink * (2.5 * np.sin(5.3 * t + 0.3) + 2.5 * loud * np.sin(11 * t)))
+        person = cv2.remap(level, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        cover = cv2.remap(self.opacity, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=0)
+        cover = cover.astype(np.float32) / 255
+        part = picture[y0:y1, x0:x1]
+        part[:] = cv2.blendLinear(person, part, cover, 1 - cover)
+
+
+def draw_event_box(picture: np.ndarray, lit: bool) -> None:
+    """Fill the corner box of a [height, width, 3] picture: white while the beep sounds, black otherwise."""
+    height, width = picture.shape[:2]
+    x0, y0, x1, y1 = EVENT_BOX
+    picture[round(y0 * height) : round(y1 * height), round(x0 * width) : round(x1 * width)] = 255 if lit else 0

@@ -1,0 +1,118 @@
+"""Sound tracks with known truth: recorded sentences, pauses, and beeps that start on the sample."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+ASSETS = Path(__file__).parent / "assets"
+RATE = 16_000  # Hz, of the recorded sentences
+VOICES = ("ada", "ben", "cleo", "dan")
+BEEP_HZ = 1000
+BEEP_S = 0.12
+SPEECH_PEAK = 0.28  # well under the beep's, so that a plain detector tells them apart
+BEEP_PEAK = 0.75
+PAUSE_S = 0.3  # the shortest silence that counts as one
+BEFORE_EVENT_S, AFTER_EVENT_S = 0.2, 0.32  # nobody speaks from this long before a beep's onset to this long after
+
+
+@cache
+def sentence(name: str) -> np.ndarray:
+    """One recorded sentence: [samples] float64 in -1..1 at 16 kHz."""
+    import soundfile
+
+    samples, rate = soundfile.read(ASSETS / f"{name}.flac")
+    assert rate == RATE
+    return np.asarray(samples)
+
+
+@dataclass(frozen=True)
+class Speech:
+    """Somebody speaking.
+
+    samples: [samples] float64 at 16 kHz, sample 0 at time zero. spans: seconds, where there is speech.
+    """
+
+    samples: np.ndarray
+    spans: tuple[tuple[float, float], ...]
+
+    def loudness(self, time_s: float, length_s: float) -> float:
+        """Root mean square over `length_s` around a time, 1 for the loudest syllables."""
+        middle, half = round(time_s * RATE), max(1, round(length_s * RATE / 2))
+        part = self.samples[max(0, middle - half) : max(0, middle + half)]
+        return min(1.0, float(np.sqrt(np.mean(part**2))) / (0.28 * SPEECH_PEAK)) if part.size else 0.0
+
+
+def speak(duration_s: float, voice: str, events_s: tuple[float, ...] = (), pause_s: float = 0.45) -> Speech:
+    """Sentences of one voice with pauses between, silent around the events."""
+    total = round(duration_s * RATE)
+    samples = np.zeros(total)
+    quiet = sorted((t - BEFORE_EVENT_S, t + AFTER_EVENT_S) for t in events_s)
+    starts = [0.25] + [end for _, end in quiet]
+    ends = [start for start, _ in quiet] + [duration_s - 0.2]
+    number = 0
+    for start, end in zip(starts, ends, strict=True):
+        at = start
+        while end - at > 0.6:
+            words = sentence(f"{voice}_{1 + number % 3}")
+            number += 1
+            first, length = round(at * RATE), min(len(words), round((end - at) * RATE))
+            part = words[:length] * SPEECH_PEAK
+            fade = min(480, length)
+            part[-fade:] *= np.linspace(1, 0, fade)
+            samples[first : first + length] += part
+            at += length / RATE + pause_s
+    return Speech(samples, _spans(samples))
+
+
+def _spans(samples: np.ndarray) -> tuple[tuple[float, float], ...]:
+    """Where it is louder than a whisper, short silences bridged."""
+    hop = RATE // 100
+    level = np.sqrt(np.mean(samples[: len(samples) // hop * hop].reshape(-1, hop) ** 2, axis=1))
+    loud = np.flatnonzero(level > 0.02 * SPEECH_PEAK)
+    if not loud.size:
+        return ()
+    breaks = np.flatnonzero(np.diff(loud) * hop > PAUSE_S * RATE)
+    first, last = loud[np.r_[0, breaks + 1]], loud[np.r_[breaks, loud.size - 1]]
+    return tuple((int(a) * hop / RATE, (int(b) + 1) * hop / RATE) for a, b in zip(first, last, strict=True))
+
+
+CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6}
+
+
+def track(
+    speech: Speech | None,
+    events_s: tuple[Fraction, ...],
+    rate: int,
+    layout: str,
+    start_s: Fraction,
+    end_s: Fraction,
+) -> np.ndarray:
+    """The sound from `start_s` to `end_s`: speech, a very faint room noise, and a beep at each event.
+
+    Returns: [channels, samples] float32 in -1..1; sample k is at start_s + k / rate.
+    """
+    from av import AudioFrame
+    from av.audio.resampler import AudioResampler
+
+    total = round((end_s - start_s) * rate)
+    mono = np.random.default_rng(7).normal(0, 2e-4, total)
+    if speech is not None:
+        resampler = AudioResampler(format="fltp", layout="mono", rate=rate)
+        frame = AudioFrame.from_ndarray(speech.samples[None].astype(np.float32), format="fltp", layout="mono")
+        frame.sample_rate, frame.pts, frame.time_base = RATE, 0, Fraction(1, RATE)
+        voice = np.concatenate([f.to_ndarray()[0] for f in (*resampler.resample(frame), *resampler.resample(None))])
+        offset = round(start_s * rate)
+        voice = voice[offset:] if offset >= 0 else np.r_[np.zeros(-offset), voice]
+        length = min(total, len(voice))
+        mono[:length] += voice[:length]
+    for time in events_s:
+        first = round((time - start_s) * rate)
+        length = min(round(BEEP_S * rate), total - first)
+        if first >= 0 and length > 0:
+            # a cosine, so that the very first sample is at full height
+            mono[first : first + length] = BEEP_PEAK * np.cos(2 * np.pi * BEEP_HZ * np.arange(length) / rate)
+    gains = {"mono": [1.0], "stereo": [1.0, 0.8], "5.1": [0.5, 0.5, 1.0, 0.0, 0.25, 0.25]}[layout]
+    return (np.array(gains)[:, None] * mono[None]).astype(np.float32)
