@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -83,7 +84,7 @@ def make_ledger(folder: Path, clips: int) -> None:
             ledger.write(stage, "f", partition, rows, schema_for(columns))
 
 
-def _clip(source_id: str, at: int, rng: np.random.Generator) -> dict[str, object]:
+def _clip(source_id: str, at: int, rng: np.random.Generator) -> dict[str, Any]:
     clip_id = f"{source_id}-{at * 10_000:08d}-{rng.integers(0, 2**32):08x}"
     name, frames = f"clips/{source_id[:2]}/{clip_id}", int(rng.integers(120, 480))
     record = ClipRecord(
@@ -92,8 +93,8 @@ def _clip(source_id: str, at: int, rng: np.random.Generator) -> dict[str, object
     return dataclasses.asdict(record)
 
 
-def _row(key: str, columns: dict[str, type], rng: np.random.Generator) -> dict[str, object]:
-    row: dict[str, object] = {"key": key, "inputs": ""}
+def _row(key: str, columns: dict[str, type], rng: np.random.Generator) -> dict[str, Any]:
+    row: dict[str, Any] = {"key": key, "inputs": ""}
     if rng.random() < 1e-3:
         return row | {"status": "error", "error": "DecodeError: the packet at 3.2 s is broken"}
     words = ("upper body", "medium", "full", "long")

@@ -84,9 +84,19 @@ def sample(
     only: Annotated[list[str] | None, typer.Option(help="Only these files.")] = None,
 ) -> None:
     """Make footage of talking people with known truth: cuts, fades, flashes with beeps, awkward and broken files."""
+    from rich.console import Console
+
+    from flows.progress import StepProgress, in_terminal
     from tests.world import make
 
-    made = make(folder, names=only, groups=group)
+    console = Console(stderr=True)
+    try:
+        with in_terminal(console):
+            bar = StepProgress("sample")
+            made = make(folder, names=only, groups=group, progress=lambda _name, done, total: bar(done, total, 0))
+    except ValueError as error:
+        console.print(f"error: {error}", style="red", markup=False)
+        raise typer.Exit(FAILED) from None
     typer.echo(f"{len(made)} files and their truth.csv in {folder}")
 
 

@@ -97,7 +97,7 @@ def run_step(name: str, group: str, curation: Curation, step: Step, units: list[
     persist_result=False,
 )
 def write_shards(group: str, outcome: Outcome, plans: list[ShardPlan]) -> list[ShardEntry]:
-    """Write the shards of a partition that are not there yet."""
+    """Write those shards of a group of partitions that are not there yet."""
     return outcome.write_shards(plans, StepProgress("shards", len(plans)))
 
 
@@ -115,7 +115,8 @@ def curate(parameters: CurateParameters) -> Summary:
         rows, bad_rows = _read(parameters.manifest, storage)
         curation = Curation(recipe, storage, rows, engine, parameters.retry_errors)
         curation.check()
-        for line in curation.changes():
+        changes = curation.changes()
+        for line in changes:
             logger.info(line)
         results: dict[str, StepResult] = {}
         for step, group in curation.walk():
@@ -126,16 +127,16 @@ def curate(parameters: CurateParameters) -> Summary:
                 results[step.name] = results[step.name] + result if step.name in results else result
         outcome = Outcome(curation)
         entries: list[ShardEntry] = []
-        for partition in range(curation.partitions):
-            plans = outcome.plan_shards(partition)
+        for group in curation.groups():
+            plans = [plan for partition in group for plan in outcome.plan_shards(partition)]
             there = {plan.name: read_entry(plan, storage) for plan in plans}
             missing = [plan for plan in plans if there[plan.name] is None]
             entries += [entry for entry in there.values() if entry is not None]
             if missing:
-                entries += write_shards(str(partition), outcome, missing)
+                entries += write_shards(f"{group[0]}-{group[-1]}", outcome, missing)
         manifest = DatasetManifest.of(outcome.recipe_name, parameters.manifest, entries)
         outcome.record(manifest)
-        summary = summarise(outcome, bad_rows, results, manifest)
+        summary = summarise(outcome, bad_rows, results, manifest, changes)
     create_table_artifact(table=funnel_rows(summary), key="funnel", description="Clips and hours, by step and reason")
     create_markdown_artifact(markdown=to_markdown(summary), key="summary", description="What came of this run")
     return summary

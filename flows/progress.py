@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -37,7 +38,7 @@ def in_terminal(console: Console) -> Iterator[None]:
 class StepProgress:
     """The progress of one step: call it with (units done, units in all, errors so far)."""
 
-    def __init__(self, name: str, total: int) -> None:
+    def __init__(self, name: str, total: int | None = None) -> None:
         self._name = name
         self._bars = _terminal.get()
         self._bar = self._bars.add_task(name, total=total, note="") if self._bars else None
@@ -48,8 +49,8 @@ class StepProgress:
         if self._bars is not None and self._bar is not None:
             self._bars.update(self._bar, completed=done, total=total, note=_errors(errors))
         ended = done == total
-        if self._artifact is None and ended:
-            return  # over before anybody could have looked
+        if not _in_flow_run() or (self._artifact is None and ended):
+            return  # nowhere to look, or over before anybody could have looked
         if ended or time.monotonic() - self._shown_at >= _ARTIFACT_EVERY_S:
             self._shown_at = time.monotonic()
             self._show_in_ui(100.0 * done / max(total, 1), f"{self._name}: {done} of {total} {_errors(errors)}")
@@ -63,6 +64,14 @@ class StepProgress:
             )
         else:
             update_progress_artifact(artifact_id=self._artifact, progress=percent, description=description)
+
+
+def _in_flow_run() -> bool:
+    if "prefect.context" not in sys.modules:
+        return False  # and not worth the two seconds that its import takes
+    from prefect.context import FlowRunContext
+
+    return FlowRunContext.get() is not None
 
 
 def _errors(count: int) -> str:

@@ -35,6 +35,7 @@ class Summary(BaseModel):
     funnel: list[FunnelRow]
     problems: list[Problem]
     errors: int
+    changes: list[str]  # what had to be made anew, and because of which setting
     new: dict[str, int]  # units done in this run, by step
     seconds: dict[str, float]  # by step
     shards: int
@@ -46,6 +47,7 @@ def summarise(
     bad_rows: "list[BadRow]",
     results: "dict[str, StepResult]",
     manifest: "DatasetManifest",
+    changes: list[str],
 ) -> Summary:
     """Gather what a run found and did."""
     problems = [Problem(where=row.where, reason=row.reason) for row in bad_rows]
@@ -55,6 +57,7 @@ def summarise(
         funnel=[FunnelRow(what=what, count=count, hours=hours) for what, count, hours in outcome.funnel()],
         problems=problems[:_SHOWN_PROBLEMS],
         errors=len(problems),
+        changes=changes,
         new={name: result.done for name, result in results.items()},
         seconds={name: round(result.seconds, 1) for name, result in results.items()},
         shards=len(manifest.shards),
@@ -76,6 +79,8 @@ def to_markdown(summary: Summary) -> str:
         "| --- | ---: | ---: |",
         *(f"| {_cell(row.what)} | {row.count} | {row.hours:.3f} |" for row in summary.funnel),
         "",
+        *(f"- {_cell(line)}" for line in summary.changes),
+        "",
         "| done in this run | units | seconds |",
         "| --- | ---: | ---: |",
         *(f"| {name} | {count} | {summary.seconds[name]} |" for name, count in summary.new.items()),
@@ -83,10 +88,9 @@ def to_markdown(summary: Summary) -> str:
     if summary.problems:
         lines += ["", f"**{summary.errors} errors**, never counted as dropped:", ""]
         lines += [f"- {_cell(p.where)}: {_cell(p.reason)}" for p in summary.problems]
-        if summary.errors > len(summary.problems):
-            lines.append(
-                f"- and {summary.errors - len(summary.problems)} more in `{summary.out}/sources.csv` and `clips.parquet`"
-            )
+        more = summary.errors - len(summary.problems)
+        if more:
+            lines.append(f"- and {more} more: see `sources.csv` and `clips.parquet`")
     return "\n".join(lines)
 
 
@@ -108,6 +112,8 @@ def print_summary(summary: Summary) -> None:
         console.print(f"error: {problem.where}: {problem.reason}", markup=False, highlight=False)
     if summary.errors > len(summary.problems):
         console.print(f"and {summary.errors - len(summary.problems)} more errors: see sources.csv and clips.parquet")
+    for line in summary.changes:
+        console.print(line, markup=False, highlight=False)
     done = ", ".join(f"{count} {name}" for name, count in summary.new.items()) or "nothing: all was there already"
     console.print(f"done in this run: {done}", highlight=False)
     console.print(f"{summary.samples} samples in {summary.shards} shards: {summary.out}/dataset.json", highlight=False)

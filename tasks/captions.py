@@ -51,12 +51,20 @@ _FRAMING = {
 }
 _FRAMING_OF = {phrase: framing for framing, phrases in _FRAMING.items() for phrase in phrases}
 
-_PEOPLE = _phrases(
-    "person, people, man, men, woman, women, boy, boys, girl, girls, child, children, kid, kids, toddler, adult, "
-    "adults, lady, ladies, gentleman, guy, guys, human, humans, somebody, someone, presenter, host, hostess, "
-    "newscaster, reporter, journalist, actor, actress, singer, dancer, teacher, student, interviewer, interviewee, "
-    "politician, doctor, nurse, musician, performer, player, athlete, soldier, worker, chef, crowd, he, she, him, "
-    "her, selfie, vlogger, streamer, narrator, newsreader"
+_NOUNS = _phrases(
+    "person, boy, girl, kid, toddler, adult, guy, human, presenter, host, hostess, newscaster, reporter, journalist, "
+    "actor, actress, singer, dancer, teacher, professor, lecturer, student, speaker, interviewer, interviewee, "
+    "politician, president, minister, doctor, nurse, patient, musician, performer, player, athlete, coach, soldier, "
+    "officer, worker, chef, judge, lawyer, scientist, astronaut, customer, passenger, pedestrian, mother, father, "
+    "daughter, son, brother, sister, friend, bride, groom, vlogger, streamer, narrator, newsreader, crowd"
+)
+_PEOPLE = (
+    _NOUNS
+    + tuple(f"{noun}s" for noun in _NOUNS)
+    + _phrases(
+        "people, man, men, woman, women, child, children, lady, ladies, gentleman, gentlemen, policeman, policewoman, "
+        "family, somebody, someone, he, she, him, her, selfie"
+    )
 )
 _PEOPLE_OR_FACES = {"face", "faces", "head", "portrait", *_PEOPLE}
 _PARTS = set(
@@ -83,6 +91,8 @@ _PLACES = {
         )
     ),
 }
+# words that hardly a caption in English lacks, and that other languages do not have
+_ENGLISH = _pattern("the", "with", "and", "are")
 # On a screen, in a picture or through a window a place is seen, not been in.
 _SEEN_ELSEWHERE = _pattern(
     *_phrases("window, windows, poster, painting, photo, photograph, screen, backdrop, mural, virtual background")
@@ -125,9 +135,12 @@ def scene_in(caption: str) -> str:
     return places[0] if len(places) == 1 else ""
 
 
-def names_a_person(caption: str) -> bool:
-    """Whether a caption speaks of anybody."""
-    return _says(_PEOPLE_PATTERN, _plain(caption))
+def names_a_person(caption: str) -> bool | None:
+    """Whether a caption speaks of anybody; None when it is empty, or not plainly English, and names nobody known."""
+    text = _plain(caption)
+    if _says(_PEOPLE_PATTERN, text):
+        return True
+    return False if _ENGLISH.search(text) else None
 
 
 def _says(pattern: re.Pattern[str], text: str) -> bool:

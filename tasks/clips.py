@@ -25,7 +25,7 @@ from tasks.clip import SAMPLE_RATE, ClipRecord
 from tasks.decode import Bad, VideoDecoder
 from tasks.encode import ClipEncoder
 from tasks.ingest import SourceInfo
-from tasks.media import MediaError, audio_stream, open_media, packets, start_of, video_stream
+from tasks.media import Gaps, MediaError, audio_stream, open_media, packets, start_of, video_stream
 from tasks.scenes import Shot, Span
 from tasks.sound import SoundTrack
 from tasks.upright import Picture, Upright
@@ -209,6 +209,7 @@ class _Cutter:
         start_s = start_of(container)
         self._decoder = VideoDecoder(self._video, start_s)
         self._upright = Upright((clips[0].width, clips[0].height), source.interlaced)
+        self._gaps = Gaps(container, self._video)
         audio = audio_stream(container, self._video)
         self._audio_index = audio.index if audio is not None else -1
         self._sound = SoundTrack(audio, start_s) if audio is not None else None
@@ -221,6 +222,8 @@ class _Cutter:
     def run(self) -> None:
         try:
             for packet in packets(self._container, *(s for s in self._container.streams if self._wants(s.index))):
+                if self._gaps.before(packet):
+                    self._decoder.lose(packet)
                 if packet.stream_index == self._video.index:
                     self._look(self._decoder.feed(packet))
                 elif self._sound is not None:

@@ -173,6 +173,9 @@ class Curation:
         Raises StoreError when the storage or the machine fails; the rows made until then are kept.
         """
         started = flushed = time.monotonic()
+        # when a task is tried again, what its first try has done counts
+        partitions = sorted({partition_of(unit.key, self.partitions) for unit in units})
+        units = self._missing(step.name, step.fingerprint, partitions, units)
         limit = self.recipe.run.time_limit(step.name)
         by_value = {id(unit.value): unit for unit in units}
         rows: dict[int, list[dict[str, Any]]] = {}

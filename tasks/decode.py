@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from tasks.media import MediaError, audio_stream, open_media, packets, start_of, video_stream
+from tasks.media import Gaps, MediaError, audio_stream, open_media, packets, start_of, video_stream
 from tasks.upright import Picture, turn_of
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from av.container import InputContainer
 
 _MISSING_S = 1.0  # headers round
+_MANY = 10_000
 _PROBE_PACKETS = 1000  # how far to look for a first good frame
 
 
@@ -171,6 +172,7 @@ class VideoDecoder:
         self._resumed_at = float("-inf")  # frames shown before this key frame lean on what is lost
         self._held: list[Picture | Bad] = []  # since the fault, until order is known again
         self._last_s = float("-inf")
+        self._fed_to_s = 0.0
 
     def feed(self, packet: Any) -> Iterator[Picture | Bad]:
         """Decode one packet of the stream."""
@@ -185,6 +187,8 @@ class VideoDecoder:
         elif packet.pts is not None and self._time(packet) < self._resumed_at:
             self._hold_bad(packet)  # not to the decoder, which would fail on it and lose the whole group
             return
+        length_s = float(packet.duration * self._time_base) if packet.duration else self._step_s
+        self._fed_to_s = max(self._fed_to_s, self._time(packet) + length_s)
         if packet.pts is not None and packet.duration:
             self._durations[packet.pts] = float(packet.duration * self._time_base)
         if self._counts and packet.pts is not None and not packet.is_discard:
@@ -199,6 +203,16 @@ class VideoDecoder:
             self._hold_bad(packet)
             return
         yield from self._pictures(frames)
+
+    def lose(self, packet: Any) -> None:
+        """Say that packets are missing between those fed and this one, which comes next."""
+        end_s = self._time(packet)
+        self._fault()
+        count = min(max(1, round((end_s - self._fed_to_s) / self._step_s)), _MANY)
+        step_s = (end_s - self._fed_to_s) / count
+        for number in range(count):
+            time_s = self._fed_to_s + number * step_s
+            self._held.append(Bad(round(time_s, 6), round(time_s + step_s, 6)))
 
     def finish(self) -> Iterator[Picture | Bad]:
         """The frames that the decoder still holds."""
@@ -307,11 +321,14 @@ def read_video(path: Path) -> Iterator[Picture | Bad | Missing]:
         stream = video_stream(container)
         start_s = start_of(container)
         decoder = VideoDecoder(stream, start_s)
+        gaps = Gaps(container, stream)
         ends_s = 0.0
         for packet in packets(container, *container.streams):
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
                 ends_s = max(ends_s, float((stamp + (packet.duration or 0)) * packet.time_base) - start_s)
+            if gaps.before(packet):
+                decoder.lose(packet)
             if packet.stream_index == stream.index:
                 yield from decoder.feed(packet)
         yield from decoder.finish()

@@ -24,14 +24,14 @@ class Flow(Protocol):
 
 
 class DisFlow:
-    """OpenCV's DIS flow, medium preset (Kroeger et al., Fast Optical Flow using Dense Inverse Search, ECCV 2016)."""
+    """OpenCV's DIS flow, fast preset (Kroeger et al., Fast Optical Flow using Dense Inverse Search, ECCV 2016)."""
 
     def __init__(self) -> None:
         import cv2
 
         # the workers are the parallelism
         cv2.setNumThreads(1)
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
 
     @staticmethod
     def version() -> str:

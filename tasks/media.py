@@ -14,6 +14,7 @@ CONTAINERS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,h264,hevc,flv,asf,ogg,mxf,gxf,rm,dv,nut,ivf,obu,"
     "gif,apng,wav,mp3,aac,flac,ac3,eac3,aiff,caf,amr,w64"
 )
+_HOLD_S = 0.4  # no camera takes so long from one picture to the next
 
 
 class MediaError(ValueError):
@@ -103,3 +104,36 @@ def packets(container: "InputContainer", *streams: Any) -> Iterator[Any]:
                 yield packet
     except (av.FFmpegError, OSError):
         return  # what is missing shows as a span without frames
+
+
+class Gaps:
+    """Notices where a demuxer has skipped damage without a word: the pictures stop for a while, and so does the sound.
+
+    Where the sound goes on, the picture stands still on purpose, as in recordings of a screen. MP4 has an index that
+    says how long each picture stands.
+    """
+
+    def __init__(self, container: "InputContainer", video: Any) -> None:
+        audio = audio_stream(container, video)
+        self._watches = not container.format.name.startswith("mov")
+        self._video, self._audio = video.index, audio.index if audio is not None else -1
+        self._ends_s: dict[int, float] = {}
+        self._silence = (0.0, 0.0)  # the last gap in the sound
+
+    def before(self, packet: Any) -> bool:
+        """Whether pictures are missing before this packet; to be asked of each packet in file order."""
+        stamp, index = packet.dts if packet.dts is not None else packet.pts, packet.stream_index
+        if not self._watches or stamp is None or index not in (self._video, self._audio):
+            return False
+        start_s = float(stamp * packet.time_base)
+        last_s = self._ends_s.get(index, start_s)
+        self._ends_s[index] = max(last_s, start_s + float((packet.duration or 0) * packet.time_base))
+        if start_s - last_s < _HOLD_S:
+            return False
+        if index == self._audio:
+            self._silence = (last_s, start_s)
+            return False
+        heard_s = self._ends_s.get(self._audio, last_s)
+        silent_s = max(0.0, min(start_s, self._silence[1]) - max(last_s, self._silence[0]))
+        silent_s += max(0.0, start_s - max(heard_s, last_s))
+        return silent_s > (start_s - last_s) / 2

@@ -173,6 +173,7 @@ class Outcome:
         writer.writerows(self.source_rows())
         storage.write_bytes("sources.csv", text.getvalue().encode("utf-8", "surrogateescape"))
         table = self.decisions.reset_index()
+        table.insert(1, "duration_s", self.frame["clips.duration_s"].to_numpy())
         storage.write("clips.parquet", lambda path: table.to_parquet(path, index=False))
         recipe = json.dumps(self.curation.recipe.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
         storage.write_bytes(f"recipes/{self.recipe_hash}.json", recipe.encode())

@@ -50,7 +50,7 @@ class People(Stage[PeopleSettings]):
         framing: one of FRAMINGS; "" when neither the caption nor the landmarks tell.
         framing_source: "caption", "landmarks" or "".
         scene: "indoor" or "outdoor" by the caption, "" when it does not say.
-        caption_person: whether the caption speaks of anybody; None without a caption.
+        caption_person: whether the caption speaks of anybody; None without a caption, or with one not in English.
     """
 
     name: ClassVar[str] = "people"
@@ -103,7 +103,7 @@ class People(Stage[PeopleSettings]):
                 "framing": framing,
                 "framing_source": source,
                 "scene": scene_in(caption),
-                "caption_person": names_a_person(caption) if caption.strip() else None,
+                "caption_person": names_a_person(caption),
             }
         )
 

@@ -42,7 +42,7 @@ class Recipe(Strict):
     """What a curation does. measure: the stages in the order they run, cheap ones first, each with its settings."""
 
     name: str
-    scenes: ScenesSettings = Field(default_factory=ScenesSettings)
+    scenes: ScenesSettings = ScenesSettings.model_validate({})
     clips: ClipSettings
     measure: dict[str, SerializeAsAny[StageSettings]]
     policy: Policy = Policy()

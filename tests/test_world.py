@@ -1,5 +1,7 @@
 """That the truth about the generated footage is true."""
 
+import itertools
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +14,16 @@ from tests.world import Truth, catalogue, make, measure_events, read_table
 from tests.world.truth import write_table
 
 TIMED = (  # one of each kind of awkward timing, container and coding
-    "anamorphic.mp4",
     "audio_late.mp4",
     "av1_opus.mkv",
-    "corrupt_frames.mp4",
     "edit_list.mp4",
     "edit_list_both.mp4",
     "fps_23976.mp4",
     "fps_60.mp4",
-    "fragmented.mp4",
-    "hevc_10bit.mp4",
     "interlaced.ts",
-    "mono_8k.mp4",
     "mpeg4_mp3.avi",
     "odd_size.avi",
     "rotate_90.mp4",
-    "start_14h.ts",
     "surround_ac3.mkv",
     "two\nlines.mp4",
     "vfr_drops.mp4",
@@ -38,14 +34,15 @@ TIMED = (  # one of each kind of awkward timing, container and coding
 )
 
 
-def frames(path: Path, every: int = 1) -> list[tuple[float, np.ndarray]]:
-    """Times and [height, width, 3] uint8 RGB pictures as stored."""
+def frames(path: Path, only_key: bool = False, small: bool = False) -> list[tuple[float, np.ndarray]]:
+    """Times and pictures as stored, all or one every 2 s: [height, width, 3] uint8 RGB, or grey [90, 160] if small."""
     import av
 
+    form = {"format": "gray", "width": 160, "height": 90} if small else {"format": "rgb24"}
     with av.open(str(path)) as container:
-        return [
-            (f.time, f.to_ndarray(format="rgb24")) for k, f in enumerate(container.decode(video=0)) if not k % every
-        ]
+        if only_key:
+            container.streams.video[0].codec_context.skip_frame = "NONKEY"
+        return [(f.time, f.to_ndarray(**form)) for f in container.decode(video=0)]
 
 
 def test_flash_and_beep_are_where_the_table_says(world: Any) -> None:
@@ -65,12 +62,12 @@ def test_flash_and_beep_are_where_the_table_says(world: Any) -> None:
 def test_sound_and_picture_of_the_late_files_do_not_begin_together(world: Any) -> None:
     import av
 
-    for name, ahead in (("audio_late.mp4", 0.77), ("video_late.mkv", -0.64), ("start_14h.ts", 0), ("start_10s.mkv", 0)):
+    for name, ahead in (("audio_late.mp4", 0.77), ("video_late.mkv", -0.64), ("wrap.ts", 0), ("start_5s.mp4", 0)):
         with av.open(str(world.path(name))) as container:
             sound, picture = container.streams.audio[0], container.streams.video[0]
             late = float(sound.start_time * sound.time_base - picture.start_time * picture.time_base)
             assert late == pytest.approx(ahead, abs=0.03), name
-            assert (container.start_time > 9e6) == name.startswith("start_")
+            assert (abs(container.start_time) > 4e6) == (name in ("wrap.ts", "start_5s.mp4"))
 
 
 def test_the_edit_list_hides_pictures_that_are_in_the_file(world: Any) -> None:
@@ -78,7 +75,7 @@ def test_the_edit_list_hides_pictures_that_are_in_the_file(world: Any) -> None:
 
     with av.open(str(world.path("edit_list.mp4"))) as container:
         packets = [p for p in container.demux(video=0) if p.size]
-    shown = frames(world.path("edit_list.mp4"))
+    shown = frames(world.path("edit_list.mp4"), small=True)
     assert len(packets) == len(shown) + 13
     assert shown[0][0] == 0
 
@@ -96,34 +93,37 @@ def test_awkward_files_are_what_they_are_called(world: Any) -> None:
     assert first("hevc_10bit.mp4").format.name == "yuv420p10le"
     assert first("odd_size.avi").width % 2 and first("odd_size.avi").height % 2
     with av.open(str(world.path("anamorphic.mp4"))) as container:
-        assert container.streams.video[0].sample_aspect_ratio == world.truth("anamorphic.mp4").display_width / 240
-    intervals = np.diff([t for t, _ in frames(world.path("vfr_irregular.mp4"))])
+        assert container.streams.video[0].sample_aspect_ratio == Fraction(
+            world.truth("anamorphic.mp4").display_width, 240
+        )
+    intervals = np.diff([t for t, _ in frames(world.path("vfr_irregular.mp4"), small=True)])
     assert intervals.max() > 4 * intervals.min()
 
 
 def test_cuts_and_fades_are_where_the_table_says(world: Any) -> None:
     for name in ("cuts_quick.mp4", "cuts_vfr.mp4"):
-        seen = frames(world.path(name))
-        change = [np.abs(a[1].astype(int) - b[1]).mean() for a, b in zip(seen, seen[1:], strict=False)]
+        seen = frames(world.path(name), small=True)
+        change = [np.abs(a[1].astype(int) - b[1]).mean() for a, b in itertools.pairwise(seen)]
         cuts = world.truth(name).cuts_s
         found = sorted(seen[k + 1][0] for k in np.argsort(change)[-len(cuts) :])
         assert found == pytest.approx(cuts, abs=1e-4), name
-    seen = frames(world.path("fades.mp4"))
+    seen = frames(world.path("fades.mp4"), small=True)
     for middle in world.truth("fades.mp4").fades_s:
-        dark = [time for time, picture in seen if abs(time - middle) < 1 and picture.mean() < 3]
+        dark = [time for time, picture in seen if abs(time - middle) < 1 and picture.mean() < 18]
         assert abs(np.mean(dark) - middle) < 0.03
     assert not world.truth("pan_no_cut.mp4").cuts_s
 
 
 def test_a_frozen_picture_stands_still_and_a_talking_one_does_not(world: Any) -> None:
-    seen = frames(world.path("frozen.mp4"))
+    seen = frames(world.path("frozen.mp4"), small=True)
     ((start, end),) = world.truth("frozen.mp4").frozen_s
     moving, still = [], []
-    for (_, before), (time, after) in zip(seen, seen[1:], strict=False):
+    for (_, before), (time, after) in itertools.pairwise(seen):
         part = still if start + 0.1 <= time < end else moving if not start <= time <= end else None
         if part is not None:
             part.append(np.abs(after.astype(int) - before).mean())
-    assert np.max(still) < 0.1 < np.median(moving)
+    # a key frame in between is coded anew, which shows a little
+    assert np.quantile(still, 0.9) < 0.2 < np.quantile(moving, 0.1)
 
 
 def test_detectors_accept_the_person(world: Any) -> None:
@@ -132,8 +132,8 @@ def test_detectors_accept_the_person(world: Any) -> None:
         solutions.face_detection.FaceDetection(model_selection=1) as faces,
         solutions.pose.Pose(static_image_mode=True) as pose,
     ):
-        for name in ("talk_medium.mp4", "talk_full.mp4", "talk_long.mp4", "fps_24.mp4", "nobody.mp4"):
-            pictures = [picture for _, picture in frames(world.path(name), every=50)]
+        for name in ("talk_medium.mp4", "talk_full.mp4", "talk_long.mp4", "fps_60.mp4", "nobody.mp4"):
+            pictures = [picture for _, picture in frames(world.path(name), only_key=True)]
             there = bool(world.truth(name).person_s)
             assert [bool(faces.process(p).detections) for p in pictures] == [there] * len(pictures), name
             assert [bool(pose.process(p).pose_landmarks) for p in pictures] == [there] * len(pictures), name
@@ -188,11 +188,8 @@ def test_broken_files_break_as_the_table_says(world: Any) -> None:
     assert world.path(again.same_as).read_bytes() == (world.folder / again.file).read_bytes()
 
     ((start, end),) = by_name["corrupt_slices.mp4"].corrupt_s
-    bad = []
     with av.open(str(world.folder / "corrupt_slices.mp4")) as container:
-        for frame in container.decode(video=0):
-            if frame.is_corrupt:
-                bad.append(frame.time)
+        bad = [frame.time for frame in container.decode(video=0) if frame.is_corrupt]
     assert bad and all(start <= time < end for time in bad)
 
 
@@ -229,12 +226,22 @@ times = st.floats(0, 1000).map(lambda t: round(t, 6))
 span_lists = st.lists(st.tuples(times, times), max_size=3).map(tuple)
 
 
+names = st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1)
+rows = st.builds(
+    Truth,
+    file=names,
+    usable=st.booleans(),
+    fps=times,
+    cuts_s=st.lists(times).map(tuple),
+    speech_s=span_lists,
+    groups=st.sampled_from([(), ("a",), ("a", "b")]),
+    event_box=st.none() | st.tuples(times, times, times, times),
+    notes=st.text("a,;\"'\n é"),
+)
+
+
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.builds(
-    Truth, file=st.text(st.characters(codec="utf-8", exclude_characters="\0\r"), min_size=1), fps=times, cuts_s=st.lists(times).map(tuple),
-    usable=st.booleans(), speech_s=span_lists, groups=st.sampled_from([(), ("a",), ("a", "b")]),
-    event_box=st.none() | st.tuples(times, times, times, times), notes=st.text("a,;\"'\n é"),
-), unique_by=lambda row: row.file))  # fmt: skip
+@given(st.lists(rows, unique_by=lambda row: row.file))
 def test_the_table_reads_back_as_it_was_written(tmp_path_factory: pytest.TempPathFactory, rows: list[Truth]) -> None:
     folder = tmp_path_factory.mktemp("table")
     write_table(folder, rows)

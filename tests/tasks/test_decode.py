@@ -1,6 +1,7 @@
 """Reading video: what is refused and why; damage said, never papered over."""
 
 import hashlib
+import itertools
 import random
 from pathlib import Path
 
@@ -114,6 +115,20 @@ def test_damaged_frames_are_said_and_never_replaced(world, tmp_path: Path, name:
         assert not bad & set(good)
         assert set(good) | bad == set(whole), "a frame is neither shown nor said to be bad"
         assert all(whole[at] == digest for at, digest in good.items()), "a frame is shown that was never there"
+
+
+@pytest.mark.parametrize("name", ["mono_22k.mkv", "start_14h.ts"])
+def test_what_a_demuxer_skips_is_bad_and_no_picture_stands_in_for_it(world, tmp_path: Path, name: str) -> None:
+    whole, _ = _seen(world.path(name))
+    data = world.path(name).read_bytes()
+    path = tmp_path / name
+    path.write_bytes(data[: len(data) // 2] + bytes(len(data) // 30) + data[len(data) // 2 + len(data) // 30 :])
+    good, bad = _seen(path)
+    assert bad
+    assert all(whole.get(at) == digest for at, digest in good.items())
+    moments = sorted([*good, *bad])
+    held = [b - a for a, b in itertools.pairwise(moments) if a in good and b in good]
+    assert max(held) <= 41, "a picture is held where others are missing"
 
 
 def test_frames_and_key_frames_of_a_clip(world, tmp_path: Path) -> None:

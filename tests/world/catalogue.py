@@ -70,7 +70,7 @@ def _cuts() -> list[Film]:
     ]
 
 
-def _film(name: str, *groups: str, seconds: float = 9.0, place: str = "office", **more: Any) -> Film:
+def _film(name: str, *groups: str, seconds: float = 7.5, place: str = "office", **more: Any) -> Film:
     """A small film with events, one shot long."""
     look = Look("upper body", place, hue=40 * (len(name) % 9))
     return Film(name, groups, ((seconds, look),), **({"width": 320, "height": 180, "events": True} | more))
@@ -103,8 +103,8 @@ def _timing() -> list[Film]:
         _film("audio_late.mkv", audio_from=Fraction(77, 100), container="matroska"),
         _film("video_late.mp4", video_from=Fraction(16, 25), notes="the picture starts 0.64 s after the sound"),
         _film("video_late.mkv", video_from=Fraction(16, 25), container="matroska"),
-        _film("audio_short.mp4", audio_to=Fraction(6), notes="sound ends 3 s before the picture"),
-        _film("audio_long.mp4", audio_to=Fraction(21, 2), notes="sound ends 1.5 s after the picture"),
+        _film("audio_short.mp4", audio_to=Fraction(9, 2), notes="sound ends 3 s before the picture"),
+        _film("audio_long.mp4", audio_to=Fraction(9), notes="sound ends 1.5 s after the picture"),
         _film("anamorphic.mp4", width=240, video=VideoFormat(sample_aspect_ratio=Fraction(4, 3)),
               notes="pixels are wider than high"),
         _film("interlaced.mp4", video=VideoFormat(interlaced=True), notes="50 fields a second, upper first"),

@@ -53,7 +53,7 @@ def make(
         with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
             for row in pool.map(_make_one, [folder] * len(missing), missing):
                 finished(row)
-    return [known[name] for name in wanted]
+    return read_table(folder, wanted)
 
 
 def _one_thread() -> None:
