@@ -1,9 +1,12 @@
 """Speed and memory of the curation: `make bench`, or `python -m benchmarks.curate [speed] [workers] [memory] [rerun]`.
 
+UNDERSTUDY_FOOTAGE names a folder of real videos to measure the speed on instead of the generated ones.
+
 Ratios against a plain full decode of the same sources in the same run, in CPU seconds of one process, since machines
 differ and are shared.
 """
 
+import os
 import shutil
 import sys
 import tempfile
@@ -18,6 +21,7 @@ import psutil
 from data_manifests.storage import Storage
 from tasks.clip import Clip
 from tasks.clips import ClipSettings, plan, write_clips
+from tasks.decode import MediaError
 from tasks.ingest import ingest
 from tasks.recipe import load_recipe
 from tasks.scenes import find_shots
@@ -62,11 +66,17 @@ def speed(folder: Path) -> None:
     total: dict[str, float] = {}
     rows = []
     clip_seconds = 0.0
-    for name in SOURCES:
-        path = folder / "footage" / name
+    real = os.environ.get("UNDERSTUDY_FOOTAGE")
+    paths = sorted(Path(real).glob("*.mp4")) if real else [folder / "footage" / name for name in SOURCES]
+    for path in paths:
+        name = path.name
         seconds = {"decode": cpu(lambda p=path: plain_decode(p))[0]}
         seconds["hash and probe"], info = cpu(lambda p=path: ingest(str(p)))
-        seconds["scenes"], scenes = cpu(lambda p=path: find_shots(p, recipe.scenes))
+        try:
+            seconds["scenes"], scenes = cpu(lambda p=path: find_shots(p, recipe.scenes))
+        except MediaError as error:
+            print(f"{name}: {error}")
+            continue
         records, _ = plan(info, scenes.shots, scenes.holes, settings)
         seconds["cut and write"], records = cpu(
             lambda i=info, p=path, r=records: write_clips(i, p, r, settings, storage)
@@ -74,8 +84,9 @@ def speed(folder: Path) -> None:
         for stage_name, stage in stages.items():
             seconds[stage_name] = 0.0
             for number, record in enumerate(records):
-                clip = Clip(record, Path(storage.path(record.video)), Path(storage.path(record.audio)))
-                if number == 0 and name == SOURCES[0]:
+                audio = Path(storage.path(record.audio)) if record.audio else None
+                clip = Clip(record, Path(storage.path(record.video)), audio)
+                if number == 0:
                     stage.measure(clip)  # loads what it needs
                 seconds[stage_name] += cpu(lambda s=stage, c=clip: s.measure(c))[0]
         clip_seconds += sum(r.duration_s for r in records)

@@ -73,7 +73,7 @@ class Storage:
             beside = folder / f".{secrets.token_hex(8)}.tmp"
             try:
                 produce(beside)
-                os.replace(beside, target)
+                beside.replace(target)
             finally:
                 beside.unlink(missing_ok=True)
         else:

@@ -54,7 +54,7 @@ def curate(
         console.print("interrupted; run the same command again to go on from here")
         raise typer.Exit(130) from None
     except flow_module.USER_ERRORS as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
     print_summary(summary)
     raise typer.Exit(DONE_WITH_ERRORS if summary.errors else DONE)
@@ -95,7 +95,7 @@ def sample(
             bar = StepProgress("sample")
             made = make(folder, names=only, groups=group, progress=lambda _name, done, total: bar(done, total, 0))
     except ValueError as error:
-        console.print(f"error: {error}", style="red", markup=False)
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
     typer.echo(f"{len(made)} files and their truth.csv in {folder}")
 

@@ -109,14 +109,18 @@ def print_summary(summary: Summary) -> None:
         table.add_row(escape(row.what), str(row.count), f"{row.hours:.3f}")
     console.print(table)
     for problem in summary.problems:
-        console.print(f"error: {problem.where}: {problem.reason}", markup=False, highlight=False)
+        console.print(f"error: {problem.where}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
     if summary.errors > len(summary.problems):
         console.print(f"and {summary.errors - len(summary.problems)} more errors: see sources.csv and clips.parquet")
     for line in summary.changes:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     done = ", ".join(f"{count} {name}" for name, count in summary.new.items()) or "nothing: all was there already"
     console.print(f"done in this run: {done}", highlight=False)
-    console.print(f"{summary.samples} samples in {summary.shards} shards: {summary.out}/dataset.json", highlight=False)
+    console.print(
+        f"{summary.samples} samples in {summary.shards} shards: {summary.out}/dataset.json",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _cell(text: str) -> str:

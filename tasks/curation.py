@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
@@ -134,7 +134,7 @@ class Curation:
         def units(partitions: Sequence[int]) -> list[Unit]:
             found: list[Unit] = []
             for partition in partitions:
-                scenes = self._rows(self.step["scenes"], partition)
+                scenes = self.rows_of("scenes", partition)
                 for source in self.sources(partition):
                     row = scenes.get(source.info.source_id)
                     if row is not None and row["status"] == "ok":
@@ -156,7 +156,7 @@ class Curation:
                 records = self.records(partition)
                 before = list(self.stages)[: list(self.stages).index(name)]
                 let_through = alive(self.frame(partition, before), self.recipe.policy, before)
-                found += [Unit(r.clip_id, _inputs(r, stage), r) for r in records if let_through[r.clip_id]]
+                found += [Unit(r.clip_id, _inputs(r.metadata, stage), r) for r in records if let_through[r.clip_id]]
             return self._missing(name, made, partitions, found)
 
         made = fingerprint(name, stage.version, stage.backend_version(), stage.settings)
@@ -225,8 +225,7 @@ class Curation:
 
     def _read_sources(self) -> dict[int, list[Source]]:
         step = self.step["sources"]
-        known = self.ledger.read(step.name, step.fingerprint)
-        rows = {row["key"]: row for row in known[known["status"] == "ok"].to_dict("records")}
+        rows = {r["key"]: r for r in self.ledger.rows(step.name, step.fingerprint) if r["status"] == "ok"}
         found: dict[str, Source] = {}
         self.same_as = {}
         for manifest_row in self.rows:
@@ -242,38 +241,40 @@ class Curation:
             by_partition.setdefault(partition_of(source_id, self.partitions), []).append(found[source_id])
         return by_partition
 
-    def _rows(self, step: Step, partition: int) -> dict[str, dict[str, Any]]:
-        table = self.ledger.read(step.name, step.fingerprint, partition)
-        return {row["key"]: row for row in table.to_dict("records")}
+    def rows_of(self, name: str, partition: int) -> dict[str, dict[str, Any]]:
+        """A partition's rows of a step's table, by key."""
+        return {row["key"]: row for row in self.ledger.rows(name, self.step[name].fingerprint, partition)}
 
     def records(self, partition: int) -> list[ClipRecord]:
         """The clips of a partition's sources, by clip_id."""
-        step = self.step["clips"]
         metadata = {source.info.source_id: source.metadata for source in self.sources(partition)}
-        clips = self.ledger.read_list(step.name, step.fingerprint, "clips", partition)
-        clips = clips[clips["key"].isin(list(metadata))].drop(columns="key")
-        found = [ClipRecord(**row, metadata=metadata[row["source_id"]]) for row in clips.to_dict("records")]
+        found = [
+            ClipRecord(**clip, metadata=metadata[source_id])
+            for source_id, row in self.rows_of("clips", partition).items()
+            if source_id in metadata
+            for clip in row["clips"] or ()
+        ]
         return sorted(found, key=lambda record: record.clip_id)
 
     def frame(self, partition: int, stages: Iterable[str] | None = None) -> "pd.DataFrame":
         """What the ledger holds of a partition's clips, one row a clip, as tasks.policy reads it.
 
-        stages: which stages' columns to join; all of the recipe's when None.
+        stages: whose columns to join, as far as the policy asks for them; all of the recipe's when None.
         """
-        import pandas as pd
-
-        records = self.records(partition)
-        clips = pd.DataFrame(
-            {"duration_s": [r.duration_s for r in records], "audio": [r.audio for r in records]},
-            index=pd.Index([r.clip_id for r in records], name="clip_id"),
-        )
+        step = self.step["clips"]
+        metadata = {source.info.source_id: source.metadata for source in self.sources(partition)}
+        wanted = ["clip_id", "source_id", "frames", "fps", "audio"]
+        clips = self.ledger.read_list(step.name, step.fingerprint, "clips", partition, wanted)
+        clips = clips[clips["source_id"].isin(list(metadata))]
+        clips = clips.assign(duration_s=clips["frames"] / clips["fps"]).set_index("clip_id")[["duration_s", "audio"]]
+        needed = self.recipe.policy.columns()
         tables = {}
         for name in self.stages if stages is None else stages:
-            step = self.step[name]
-            table = self.ledger.read(name, step.fingerprint, partition)
-            fresh = {r.clip_id: _inputs(r, self.stages[name]) for r in records}
+            columns = ["status", "error", "inputs", *needed.get(name, ())]
+            table = self.ledger.read(name, self.step[name].fingerprint, partition, columns)
             # a row made from a caption that has changed since is no row
-            tables[name] = table[table["inputs"] == table["key"].map(fresh)]
+            present = {source_id: _inputs(about, self.stages[name]) for source_id, about in metadata.items()}
+            tables[name] = table[table["inputs"] == table["key"].str[:16].map(present)]
         return join(clips, tables)
 
     def walk(self) -> Iterator[tuple[Step, range]]:
@@ -329,9 +330,9 @@ def _about(version: object, backend_version: str, settings: Strict) -> dict[str,
     return {"version": version, "backend_version": backend_version, "settings": settings.model_dump(mode="json")}
 
 
-def _inputs(record: ClipRecord, stage: Stage[Any]) -> str:
+def _inputs(metadata: Mapping[str, str], stage: Stage[Any]) -> str:
     """A short hash of the manifest fields that the stage reads; "" when it reads none."""
     if not stage.reads:
         return ""
-    read = json.dumps([record.metadata.get(name) for name in stage.reads])
+    read = json.dumps([metadata.get(name) for name in stage.reads])
     return hashlib.sha256(read.encode()).hexdigest()[:12]

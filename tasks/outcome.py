@@ -11,6 +11,7 @@ from data_manifests.lineage import RecipeName
 from tasks.clip import ClipRecord
 from tasks.curation import Curation, Progress
 from tasks.engine import StoreError
+from tasks.ingest import SourceInfo
 from tasks.jobs import WriteShard, feature_name
 from tasks.policy import decide, funnel, rule_results
 from tasks.recipe import recipe_hash
@@ -24,9 +25,8 @@ class Outcome:
         import pandas as pd
 
         self.curation, self.policy = curation, curation.recipe.policy
-        self.frames = {p: curation.frame(p) for p in range(curation.partitions) if curation.sources(p)}
-        empty = curation.frame(0)
-        self.frame: pd.DataFrame = pd.concat(list(self.frames.values())) if self.frames else empty
+        frames = [curation.frame(p) for p in range(curation.partitions) if curation.sources(p)]
+        self.frame: pd.DataFrame = pd.concat(frames) if frames else curation.frame(0)
         self.decisions = decide(self.frame, self.policy, list(curation.stages))
         self.recipe_hash = recipe_hash(curation.recipe)
         self.recipe_name = RecipeName(name=curation.recipe.name, hash=self.recipe_hash)
@@ -35,23 +35,24 @@ class Outcome:
 
     def plan_shards(self, partition: int) -> list[ShardPlan]:
         """The shards of a partition's kept clips, widest tier first."""
-        if partition not in self.frames:
+        sources = {source.info.source_id: source.info for source in self.curation.sources(partition)}
+        if not sources:
             return []
-        rows = dict(zip(self.frames[partition].index, self.frames[partition].to_dict("records"), strict=True))
-        sources = {source.info.source_id: source for source in self.curation.sources(partition)}
-        decided = self.decisions.loc[list(rows)].to_dict("index")
+        tables = {name: self.curation.rows_of(name, partition) for name in self.curation.stages}
         samples: dict[str, list[Sample]] = {tier: [] for tier in self.policy.tiers}
-        for record in self.curation.records(partition):
-            decision = decided[record.clip_id]
+        records = self.curation.records(partition)
+        decisions = self.decisions.loc[[record.clip_id for record in records]].to_dict("index")
+        for record in records:
+            decision = decisions[record.clip_id]
             if decision["verdict"] == "keep":
-                info = sources[record.source_id].info
-                sample = self._sample(record, info.uri, info.sha256, rows[record.clip_id], decision)
+                rows = {name: table[record.clip_id] for name, table in tables.items()}
+                sample = self._sample(record, sources[record.source_id], rows, decision)
                 samples[decision["tier"]].append(sample)
         settings = self.curation.recipe.shards
         return [plan for tier, some in samples.items() for plan in plan_shards(some, settings, partition, tier)]
 
     def _sample(
-        self, record: ClipRecord, uri: str, sha256: str, row: dict[str, Any], decision: dict[str, Any]
+        self, record: ClipRecord, source: SourceInfo, rows: dict[str, dict[str, Any]], decision: dict[str, Any]
     ) -> Sample:
         scores: dict[str, dict[str, Any]] = {}
         arrays: dict[str, str] = {}
@@ -62,19 +63,20 @@ class Outcome:
                 "backend": stage.settings.backend,
                 "version": f"{stage.version}, {stage.backend_version()}",
                 "fingerprint": made,
-                "values": {column: row[f"{name}.{column}"] for column in stage.columns},
+                "values": {column: rows[name][column] for column in stage.columns},
             }
-            arrays |= {a: feature_name(name, made, record.clip_id, a) for a in row[f"{name}.arrays"]}
-            size += int(row[f"{name}.arrays_bytes"])
+            arrays |= {a: feature_name(name, made, record.clip_id, a) for a in rows[name]["arrays"]}
+            size += rows[name]["arrays_bytes"]
+        scores_by_name = {f"{name}.{c}": v for name, score in scores.items() for c, v in score["values"].items()}
         reason = "" if decision["audio"] == "usable" else self._why_unusable(decision)
         about = lineage(
             record,
-            uri=uri,
-            sha256=sha256,
+            uri=source.uri,
+            sha256=source.sha256,
             audio_usable=decision["audio"] == "usable",
             audio_reason=reason,
             scores=scores,
-            rules=rule_results(row, self.policy),
+            rules=rule_results(scores_by_name, self.policy),
             tier=decision["tier"],
             recipe_name=self.curation.recipe.name,
             recipe_hash=self.recipe_hash,
@@ -106,8 +108,7 @@ class Outcome:
         ledger, steps = self.curation.ledger, self.curation.step
         tables = {}
         for name in ("sources", "scenes", "clips"):
-            table = ledger.read(name, steps[name].fingerprint)
-            tables[name] = {row["key"]: row for row in table.to_dict("records")}
+            tables[name] = {row["key"]: row for row in ledger.rows(name, steps[name].fingerprint)}
         by_source = self.decisions.groupby(self.decisions.index.str[:16])["verdict"].value_counts()
         counts: dict[str, dict[str, int]] = {}
         for (source_id, verdict), count in by_source.items():
@@ -153,7 +154,7 @@ class Outcome:
             if some or status == "ok":
                 lines.append(({"ok": "sources", "error": "  in error"}.get(status, f"  {status}"), len(some), hours))
         step = self.curation.step["clips"]
-        skipped = self.curation.ledger.read_list("clips", step.fingerprint, "skipped")
+        skipped = self.curation.ledger.read_list(step.name, step.fingerprint, "skipped", None, _SKIPPED)
         ours = skipped[skipped["key"].isin({row["source_id"] for row in rows})]
         for reason, some in ours.groupby("reason"):
             lines.append((f"  left out: {reason}", len(some), float((some["end_s"] - some["start_s"]).sum()) / 3600))
@@ -175,7 +176,10 @@ class Outcome:
         table = self.decisions.reset_index()
         table.insert(1, "duration_s", self.frame["clips.duration_s"].to_numpy())
         storage.write("clips.parquet", lambda path: table.to_parquet(path, index=False))
-        recipe = json.dumps(self.curation.recipe.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n"
+        recipe = (
+            json.dumps(self.curation.recipe.model_dump(mode="json", exclude={"run"}), indent=1, ensure_ascii=False)
+            + "\n"
+        )
         storage.write_bytes(f"recipes/{self.recipe_hash}.json", recipe.encode())
         manifest.write(storage)
 
@@ -184,6 +188,7 @@ _SOURCE_COLUMNS = [
     *("uri", "where", "status", "reason", "source_id", "duration_s"),
     *("shots", "clips", "keep", "drop", "error", "pending"),
 ]
+_SKIPPED = ["reason", "start_s", "end_s"]
 _FUNNEL_WORDS = {
     "in": "clips",
     "dropped": "  dropped by {reason}",

@@ -191,12 +191,12 @@ def _follow(frame: "pd.DataFrame", policy: Policy, stages: Sequence[str]) -> _Fa
         for name, rule in (*policy.rules.items(), *policy.audio.items()):
             if rule.stage != stage:
                 continue
-            judged = has_sound if name in policy.audio else True
             failed, missing = _test(frame, rule)
             if rule.missing == "error":
+                judged = has_sound if name in policy.audio else True
                 fate.put(missing & judged, "error", stage, name, error=f"{rule.score} has no value for this clip")
             if name in policy.rules or needs_sound:
-                fate.put(failed & judged, "drop", stage, name, rule.demand, value=frame.get(rule.score, ""))
+                fate.put(failed, "drop", stage, name, rule.demand, value=frame.get(rule.score, ""))
     return fate
 
 

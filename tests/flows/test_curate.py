@@ -38,8 +38,8 @@ def footage(world, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(footage: Path | str, out: Path | str, **changes: object) -> Summary:
-    return curate(CurateParameters(manifest=str(footage), recipe=DEMO, out=str(out), **changes))
+def run(footage: Path | str, out: Path | str, recipe: str = DEMO, workers: int | None = None) -> Summary:
+    return curate(CurateParameters(manifest=str(footage), recipe=recipe, out=str(out), workers=workers))
 
 
 def shards(out: Path) -> dict[str, bytes]:
@@ -106,7 +106,7 @@ def test_new_footage_costs_only_itself(footage: Path, curated: tuple[Path, Summa
 
 
 def test_a_changed_setting_costs_only_what_it_touches(
-    footage: Path, curated: tuple[Path, Summary], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    footage: Path, curated: tuple[Path, Summary], tmp_path: Path
 ) -> None:
     import yaml
 
@@ -115,14 +115,15 @@ def test_a_changed_setting_costs_only_what_it_touches(
     recipe = yaml.safe_load(Path(DEMO).read_text())
     changed = tmp_path / "changed.yaml"
 
-    recipe["curation"]["policy"]["rules"]["moving"]["max"] = 0.99
+    recipe["curation"]["policy"]["rules"]["not_static"]["max"] = 0.99
     changed.write_text(yaml.safe_dump(recipe, sort_keys=False))
     assert run(footage, out, recipe=str(changed)).new == {}
 
-    recipe["curation"]["measure"]["motion"]["rate"] = 5
+    recipe["curation"]["measure"]["motion"]["rate_hz"] = 5.0
     changed.write_text(yaml.safe_dump(recipe, sort_keys=False))
-    assert set(run(footage, out, recipe=str(changed)).new) == {"motion"}
-    assert "motion: made anew, because rate" in caplog.text
+    summary = run(footage, out, recipe=str(changed))
+    assert set(summary.new) == {"motion"}
+    assert summary.changes == ["motion: made anew, because rate_hz 12.0 -> 5.0 changed"]
 
 
 def test_from_a_bucket_into_a_bucket(footage: Path, s3_folder: str) -> None:

@@ -309,6 +309,21 @@ def test_the_best_hours_are_the_same_whatever_the_order_of_rows() -> None:
     pd.testing.assert_series_equal(ordered, shuffled)
 
 
+def test_a_rank_weighs_scores_less_is_better_by_a_negative_weight_and_no_value_comes_last() -> None:
+    found = {"a": (0.0, 0.5), "b": (0.25, 0.5), "c": (1.0, 0.75), "d": (None, 0.75), "e": (0.5, None)}
+    clips = {name: some(motion={"speed": speed}, speech={"fraction": f}) for name, (speed, f) in found.items()}
+
+    def best(clips_wanted: int, **rank: float) -> str:
+        scores = {"motion.speed": rank["speed"]} | ({"speech.fraction": rank["speech"]} if "speech" in rank else {})
+        policy = policy_of(tiers={"main": {}, "hq": {"hours": clips_wanted * 4 / 3600, "rank": scores}})
+        tier = decide(frame_of(clips), policy, STAGES)["tier"]
+        return "".join(tier.index[tier == "hq"])
+
+    assert [best(n, speed=1.0) for n in (1, 2, 3, 4, 5)] == ["c", "ce", "bce", "abce", "abcde"]
+    assert [best(n, speed=-1.0) for n in (1, 2, 3, 4)] == ["a", "ab", "abe", "abce"]
+    assert [best(n, speed=-1.0, speech=9.0) for n in (1, 2, 3)] == ["c", "cd", "acd"]
+
+
 def test_lineage_gets_every_rule_with_what_it_saw() -> None:
     policy = policy_of(
         rules={"moves": rule("motion.speed", min=0.5)},
