@@ -107,7 +107,8 @@ def _prepare_prefect(verbose: bool) -> None:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "DO_NOT_TRACK": "1",
-        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "ERROR",
+        # what a user can mend is said once, by us, and without a traceback
+        "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "CRITICAL",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
     }
     for name, value in defaults.items():

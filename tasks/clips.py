@@ -52,7 +52,7 @@ class ClipSettings(Strict):
     min_s: float = Field(5.0, gt=0)
     max_s: float = Field(20.0, gt=0)
     trim_s: float = Field(0.12, ge=0)
-    crf: int = Field(18, ge=0, le=51)
+    crf: int = Field(20, ge=0, le=51)
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"] = (
         "ultrafast"
     )

@@ -160,6 +160,7 @@ class VideoDecoder:
         self._context.thread_count = 1
         self._context.options = {"err_detect": "explode"}
         self._time_base = stream.time_base
+        self._tick_s = float(stream.time_base)
         self._never = _impossible(self._context)
         # each packet of these is one frame, unless fields come in packets of their own
         self._counts = self._context.name in _ONE_FRAME_A_PACKET and self._context.field_order in (0, 1)
@@ -187,10 +188,10 @@ class VideoDecoder:
         elif packet.pts is not None and self._time(packet) < self._resumed_at:
             self._hold_bad(packet)  # not to the decoder, which would fail on it and lose the whole group
             return
-        length_s = float(packet.duration * self._time_base) if packet.duration else self._step_s
+        length_s = packet.duration * self._tick_s if packet.duration else self._step_s
         self._fed_to_s = max(self._fed_to_s, self._time(packet) + length_s)
         if packet.pts is not None and packet.duration:
-            self._durations[packet.pts] = float(packet.duration * self._time_base)
+            self._durations[packet.pts] = packet.duration * self._tick_s
         if self._counts and packet.pts is not None and not packet.is_discard:
             self._due.add(packet.pts)
         try:
@@ -248,7 +249,7 @@ class VideoDecoder:
     def _hold_due(self) -> None:
         """What went in and will not come out any more is bad."""
         for stamp in sorted(self._due):
-            time_s = round(float(stamp * self._time_base) - self._start_s, 6)
+            time_s = round(stamp * self._tick_s - self._start_s, 6)
             self._held.append(Bad(time_s, round(time_s + self._durations.pop(stamp, self._step_s), 6)))
         self._due.clear()
 
@@ -256,7 +257,7 @@ class VideoDecoder:
         if packet.is_discard:
             return
         time_s = self._time(packet)
-        length = float(packet.duration * self._time_base) if packet.duration else self._step_s
+        length = packet.duration * self._tick_s if packet.duration else self._step_s
         self._held.append(Bad(time_s, round(time_s + length, 6)))
 
     def _pictures(self, frames: list["av.VideoFrame"]) -> Iterator[Picture | Bad]:
@@ -283,7 +284,7 @@ class VideoDecoder:
             self._due = {stamp for stamp in self._due if frame.pts is None or stamp > frame.pts}
             return None
         first = min(self._due)
-        return None if first > frame.pts else round(float(first * self._time_base) - self._start_s, 6)
+        return None if first > frame.pts else round(first * self._tick_s - self._start_s, 6)
 
     def _release(self) -> Iterator[Picture | Bad]:
         # a picture that a fault has taken back is still among the drained ones: bad wins
@@ -306,12 +307,12 @@ class VideoDecoder:
         stamp = timed.pts if timed.pts is not None else timed.dts
         if stamp is None:
             return max(self._last_s, 0.0) + self._step_s
-        return round(float(stamp * self._time_base) - self._start_s, 6)
+        return round(stamp * self._tick_s - self._start_s, 6)
 
     def _duration(self, frame: "av.VideoFrame") -> float:
         known = self._durations.pop(frame.pts, 0.0) if frame.pts is not None else 0.0
         if frame.duration:
-            known = float(frame.duration * self._time_base)
+            known = frame.duration * self._tick_s
         return known or self._step_s
 
 
@@ -322,11 +323,12 @@ def read_video(path: Path) -> Iterator[Picture | Bad | Missing]:
         start_s = start_of(container)
         decoder = VideoDecoder(stream, start_s)
         gaps = Gaps(container, stream)
+        ticks_s = [float(s.time_base or 0) for s in container.streams]
         ends_s = 0.0
         for packet in packets(container, *container.streams):
             stamp = packet.pts if packet.pts is not None else packet.dts
             if stamp is not None:
-                ends_s = max(ends_s, float((stamp + (packet.duration or 0)) * packet.time_base) - start_s)
+                ends_s = max(ends_s, (stamp + (packet.duration or 0)) * ticks_s[packet.stream_index] - start_s)
             if gaps.before(packet):
                 decoder.lose(packet)
             if packet.stream_index == stream.index:

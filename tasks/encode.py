@@ -10,7 +10,6 @@ if TYPE_CHECKING:
 _UNSPECIFIED = 2  # in all of ITU-T H.273's tables
 _BT709, _SMPTE170M = 1, 6
 _LIMITED = 1
-_CPU_AVX2 = 11  # OpenCV's CpuFeatures::CPU_AVX2
 
 
 class ClipEncoder:
@@ -29,7 +28,7 @@ class ClipEncoder:
             "preset": preset,
             "crf": str(crf),
             "a53cc": "0",
-            "x264-params": f"threads=1:keyint={fps}:min-keyint={fps}:scenecut=0:bframes=0:open-gop=0{_vectors()}",
+            "x264-params": f"threads=1:keyint={fps}:min-keyint={fps}:scenecut=0:bframes=0:open-gop=0",
         }
         self._stream = self._container.add_stream("libx264", rate=fps, options=options)
         self._stream.width, self._stream.height = size
@@ -70,13 +69,3 @@ class ClipEncoder:
     def abandon(self) -> None:
         """Let go of a file that will not be finished."""
         self._container.close()
-
-
-def _vectors() -> str:
-    """The x264 option that keeps to AVX2 where there is AVX2.
-
-    x264 prefers AVX-512, which took 2.1 times as long on a virtual machine here; its output is the same to the bit.
-    """
-    import cv2
-
-    return ":asm=avx2" if cv2.checkHardwareSupport(_CPU_AVX2) else ""

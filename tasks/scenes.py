@@ -121,7 +121,7 @@ def find_shots(path: Path, settings: ScenesSettings) -> Scenes:
     from av.video.reformatter import Interpolation, VideoReformatter
 
     scaler = VideoReformatter()
-    flags = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+    flags = Interpolation.FAST_BILINEAR
     segments = [_Segment(settings)]
     holes: list[Span] = []
     frames = bad = 0

@@ -37,7 +37,7 @@ class SoundTrack:
         """stream: of an open container. start_s: zero of the source clock, in the file's time."""
         self._context = stream.codec_context
         self._context.thread_count = 1
-        self._time_base = stream.time_base
+        self._tick_s = float(stream.time_base)
         self._start_s = start_s
         self._mixer = _Mixer()
         self._chunks: list[_Chunk] = []
@@ -54,7 +54,7 @@ class SoundTrack:
         for frame in frames:
             time_s = max(self.time_s, 0.0)
             if frame.pts is not None:
-                time_s = float(frame.pts * self._time_base) - self._start_s
+                time_s = frame.pts * self._tick_s - self._start_s
             end_s = time_s + frame.samples / frame.sample_rate
             if any(time_s < end + _MARGIN_S and end_s > start - _MARGIN_S for start, end in wanted):
                 self._chunks.append(_Chunk(time_s, frame.sample_rate, self._mixer(frame)))

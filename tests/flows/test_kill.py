@@ -71,7 +71,7 @@ def survive(footage: Path, folder: Path, kills: int) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(footage: Path, tmp_path: Path) -> None:
-    survive(footage, tmp_path, kills=2)
+    survive(footage, tmp_path, kills=1)
 
 
 @pytest.mark.slow
