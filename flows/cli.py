@@ -1,7 +1,9 @@
 """The `understudy` command. What a command needs is imported inside it, so that `--help` answers at once."""
 
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-DONE, DONE_WITH_ERRORS, FAILED = 0, 1, 2
+DONE, DONE_WITH_ERRORS, FAILED, INTERRUPTED = 0, 1, 2, 130
+_GRACE_S = 5.0
 
 
 @app.callback()
@@ -47,12 +50,10 @@ def curate(
     parameters = flow_module.CurateParameters(
         manifest=manifest, recipe=recipe, out=out, workers=workers, retry_errors=retry_errors
     )
+    _end_soon_after_interrupt()
     try:
         with in_terminal(console):
             summary = flow_module.curate(parameters)
-    except KeyboardInterrupt:
-        console.print("interrupted; run the same command again to go on from here")
-        raise typer.Exit(130) from None
     except flow_module.USER_ERRORS as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
@@ -98,6 +99,28 @@ def sample(
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
     typer.echo(f"{len(made)} files and their truth.csv in {folder}")
+
+
+def _end_soon_after_interrupt() -> None:
+    """On Ctrl-C keep what is done, and end within seconds; a second one ends at once.
+
+    The terminal interrupts Prefect's temporary server as well, and Prefect's client would ask it in vain for a minute.
+    Whatever moment this ends at, a rerun goes on from the last row that was kept.
+    """
+
+    def end() -> None:
+        os.write(2, b"\ninterrupted; run the same command again to go on from here\n")
+        os._exit(INTERRUPTED)
+
+    def interrupt(_signal: int, _frame: object) -> None:
+        if timer.is_alive():
+            end()
+        timer.start()
+        raise KeyboardInterrupt
+
+    timer = threading.Timer(_GRACE_S, end)
+    timer.daemon = True
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def _prepare_prefect(verbose: bool) -> None:

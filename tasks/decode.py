@@ -389,14 +389,12 @@ def clip_keyframes(path: Path, fps: int, size: tuple[int, int] | None = None) ->
 
 class _ToRgb:
     def __init__(self, size: tuple[int, int] | None) -> None:
-        from av.video.reformatter import VideoReformatter
+        from av.video.reformatter import Interpolation, VideoReformatter
 
         self._size = size
         self._scaler = VideoReformatter()
+        self._how = int(Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
 
     def __call__(self, frame: "av.VideoFrame") -> np.ndarray:
-        from av.video.reformatter import Interpolation
-
         width, height = self._size or (frame.width, frame.height)
-        flags = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
-        return self._scaler.reformat(frame, width, height, "rgb24", interpolation=flags, threads=1).to_ndarray()
+        return self._scaler.reformat(frame, width, height, "rgb24", interpolation=self._how, threads=1).to_ndarray()

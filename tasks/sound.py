@@ -20,11 +20,18 @@ _STEADY = 2e-4  # difference of two clocks that does not matter over a clip's le
 class _Chunk:
     time_s: float
     rate: int
-    samples: np.ndarray  # [samples] float32, mono
+    format: str
+    layout: str
+    data: np.ndarray  # as PyAV gives it: [channels, samples], or [1, samples * channels] where they are interleaved
+    samples: int
 
     @property
     def end_s(self) -> float:
-        return self.time_s + len(self.samples) / self.rate
+        return self.time_s + self.samples / self.rate
+
+    @property
+    def kind(self) -> tuple[int, str, str]:
+        return self.rate, self.format, self.layout
 
 
 class SoundTrack:
@@ -39,7 +46,6 @@ class SoundTrack:
         self._context.thread_count = 1
         self._tick_s = float(stream.time_base)
         self._start_s = start_s
-        self._mixer = _Mixer()
         self._chunks: list[_Chunk] = []
         self.time_s = float("-inf")  # how far the sound has been read
 
@@ -57,7 +63,7 @@ class SoundTrack:
                 time_s = frame.pts * self._tick_s - self._start_s
             end_s = time_s + frame.samples / frame.sample_rate
             if any(time_s < end + _MARGIN_S and end_s > start - _MARGIN_S for start, end in wanted):
-                self._chunks.append(_Chunk(time_s, frame.sample_rate, self._mixer(frame)))
+                self._chunks.append(_chunk(frame, time_s))
             self.time_s = end_s
 
     def covers(self, end_s: float) -> bool:
@@ -71,7 +77,7 @@ class SoundTrack:
         near = [c for c in self._chunks if c.time_s < end_s + _MARGIN_S and c.end_s > start_s - _MARGIN_S]
         for run in _runs(near):
             time_s, rate = _fit(run)
-            resampled = _resample(np.concatenate([chunk.samples for chunk in run]), rate)
+            resampled = _mono(run, rate)
             at = round((time_s - start_s) * SAMPLE_RATE)
             part = resampled[max(0, -at) : max(0, samples - at)]
             sound[max(0, at) : max(0, at) + len(part)] = part
@@ -89,19 +95,19 @@ def _runs(chunks: list[_Chunk]) -> list[list[_Chunk]]:
     length = 0
     for chunk in chunks:
         stray = chunk.time_s - runs[-1][0].time_s - length / chunk.rate if runs else 0.0
-        if not runs or chunk.rate != runs[-1][0].rate or abs(stray - np.mean(strays[-32:])) > _JITTER_S:
+        if not runs or chunk.kind != runs[-1][0].kind or abs(stray - np.mean(strays[-32:])) > _JITTER_S:
             runs.append([])
             strays, length, stray = [], 0, 0.0
         runs[-1].append(chunk)
         strays.append(stray)
-        length += len(chunk.samples)
+        length += chunk.samples
     return runs
 
 
 def _fit(run: list[_Chunk]) -> tuple[float, int]:
     """The start in seconds and the true rate in Hz of a run: what its time stamps say together, jitter set aside."""
     rate = run[0].rate
-    counted = np.cumsum([0, *(len(chunk.samples) for chunk in run[:-1])]) / rate
+    counted = np.cumsum([0, *(chunk.samples for chunk in run[:-1])]) / rate
     strays = np.array([chunk.time_s for chunk in run]) - counted
     slope = 0.0
     if len(run) >= 20 and counted[-1] > 2:
@@ -111,49 +117,28 @@ def _fit(run: list[_Chunk]) -> tuple[float, int]:
     return float(np.median(strays - slope * counted)), round(rate / (1 + slope))
 
 
-class _Mixer:
-    """Mixes frames of any format and layout down to one channel by FFmpeg's matrices."""
-
-    def __init__(self) -> None:
-        self._made_for: tuple[Any, ...] = ()
-        self._resampler: Any = None
-
-    def __call__(self, frame: "av.AudioFrame") -> np.ndarray:
-        """[samples] float32."""
-        import av
-
-        made_for = (frame.format.name, frame.layout.name, frame.sample_rate)
-        frame.pts = None
-        try:
-            if made_for != self._made_for:
-                self._resampler = av.AudioResampler("fltp", "mono", frame.sample_rate)
-                self._made_for = made_for
-            parts = [part.to_ndarray()[0] for part in self._resampler.resample(frame)]
-        except (av.FFmpegError, ValueError):  # channels without places
-            self._made_for = ()
-            return _plain_mean(frame)
-        return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+def _chunk(frame: "av.AudioFrame", time_s: float) -> _Chunk:
+    data: Any = frame.to_ndarray()
+    kind, layout = frame.format.name, frame.layout.name
+    if len(frame.layout.channels) > 1 and "channels" in layout:
+        # channels that nobody gave a place, which FFmpeg will not mix
+        if not frame.format.is_planar:
+            data = data.reshape(-1, len(frame.layout.channels)).T
+        middle, scale = (128, 128) if data.dtype.kind == "u" else (0, 1)
+        if data.dtype.kind == "i":
+            scale = -int(np.iinfo(data.dtype).min)
+        data = ((data.mean(axis=0, keepdims=True) - middle) / scale).astype(np.float32)
+        kind, layout = "fltp", "mono"
+    return _Chunk(time_s, frame.sample_rate, kind, layout, data, frame.samples)
 
 
-def _plain_mean(frame: "av.AudioFrame") -> np.ndarray:
-    samples: Any = frame.to_ndarray()
-    if not frame.format.is_planar:
-        samples = samples.reshape(-1, len(frame.layout.channels)).T
-    if samples.dtype.kind == "u":
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples.astype(np.float32) / -float(np.iinfo(samples.dtype).min)
-    return samples.mean(axis=0, dtype=np.float32)
-
-
-def _resample(samples: np.ndarray, rate: int) -> np.ndarray:
-    """[samples] float32 at `rate` Hz to the same at 16 kHz, starting at the same instant."""
+def _mono(run: list[_Chunk], rate: int) -> np.ndarray:
+    """A run whose true rate is `rate` Hz, mixed by FFmpeg's matrices: [samples] float32 at 16 kHz from its start on."""
     import av
 
-    if rate == SAMPLE_RATE:
-        return samples
-    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[None]), format="fltp", layout="mono")
+    data = np.concatenate([chunk.data for chunk in run], axis=1)
+    frame = av.AudioFrame.from_ndarray(data, format=run[0].format, layout=run[0].layout)
     frame.sample_rate = rate
     resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE)
-    parts = [*resampler.resample(frame), *resampler.resample(None)]
+    parts = [part for given in (frame, None) for part in resampler.resample(given) if part is not None]
     return np.concatenate([part.to_ndarray()[0] for part in parts]) if parts else np.zeros(0, np.float32)

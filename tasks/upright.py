@@ -46,9 +46,11 @@ class Upright:
     """
 
     def __init__(self, size: tuple[int, int], interlaced: bool) -> None:
-        from av.video.reformatter import VideoReformatter
+        from av.video.reformatter import Interpolation, VideoReformatter
 
         self.size = size
+        # bit-exact: the same pixels whatever vector unit the machine has
+        self._how = int(Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
         self._deinterlacer = Deinterlacer() if interlaced else None
         self._scaler = VideoReformatter()
         self._graph: tuple[tuple[str, ...], Any] = ((), None)
@@ -66,7 +68,7 @@ class Upright:
             yield from self._deinterlacer.flush()
 
     def __call__(self, frame: "av.VideoFrame") -> "av.VideoFrame":
-        from av.video.reformatter import ColorRange, Colorspace, Interpolation
+        from av.video.reformatter import ColorRange, Colorspace
 
         turn = turn_of(frame)
         width, height = self.size if turn.degrees in (0, 180) else self.size[::-1]
@@ -76,8 +78,7 @@ class Upright:
             width,
             height,
             "yuv420p",
-            # bit-exact: the same pixels whatever vector unit the machine has
-            interpolation=Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT,
+            interpolation=self._how,
             dst_colorspace=Colorspace.ITU709 if is_rgb else None,
             dst_color_range=ColorRange.MPEG,
             threads=1,

@@ -343,8 +343,9 @@ def test_colours_survive_full_range_other_matrices_and_ten_bits(
 
 
 def _chunks(strays_ms: list[float], rate: int = 48000, length: int = 1024, true_rate: float = 48000) -> list[_Chunk]:
-    silence = np.zeros(length, np.float32)
-    return [_Chunk(5 + k * length / true_rate + stray / 1000, rate, silence) for k, stray in enumerate(strays_ms)]
+    silence = np.zeros((1, length), np.float32)
+    times = [5 + k * length / true_rate + stray / 1000 for k, stray in enumerate(strays_ms)]
+    return [_Chunk(time, rate, "fltp", "mono", silence, length) for time in times]
 
 
 @given(st.lists(st.floats(-4.5, 4.5), min_size=50, max_size=400))
@@ -363,3 +364,40 @@ def test_gaps_part_the_sound_and_drift_bends_it() -> None:
     assert (start, rate) == (pytest.approx(5, abs=1e-4), pytest.approx(47900, abs=2))
     steady = _fit(_runs(_chunks([0.0] * 400))[0])
     assert steady == (5.0, 48000)
+
+
+@pytest.mark.parametrize(
+    ("codec", "layout", "rate"),
+    [("pcm_s16le", "stereo", 44100), ("pcm_u8", "mono", 8000), ("flac", "5.1", 48000), ("pcm_f32le", "mono", 16000)],
+)
+def test_any_sound_comes_out_at_16_khz_mono_where_it_was(tmp_path: Path, codec: str, layout: str, rate: int) -> None:
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        picture = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
+        picture.width, picture.height, picture.pix_fmt = 64, 64, "yuv420p"
+        sound = container.add_stream(codec, rate=rate, layout=layout)
+        for _ in range(75):
+            container.mux(picture.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(picture.encode())
+        time = np.arange(3 * rate) / rate
+        tone = np.where(time >= 1.0, 0.5 * np.sin(2 * np.pi * 440 * (time - 1.0)), 0.0).astype(np.float32)
+        channels = len(sound.codec_context.layout.channels)
+        frame = av.AudioFrame.from_ndarray(np.tile(tone, (channels, 1)), "fltp", layout)
+        frame.sample_rate = rate
+        convert = av.AudioResampler(sound.codec_context.format, layout, rate, sound.codec_context.frame_size or 1024)
+        for part in (*convert.resample(frame), *convert.resample(None)):
+            container.mux(sound.encode(part))
+        container.mux(sound.encode())
+    storage = Storage(str(tmp_path / "out"))
+    source = ingest(str(path))
+    clips, _ = plan(source, [Shot(0.4, 3.0, 0.4, 3.0, False, False)], [], SMALL)
+    (clip,) = write_clips(source, path, clips, SMALL, storage)
+    samples, found = soundfile.read(storage.path(clip.audio), dtype="float32")
+    assert (found, samples.shape) == (16000, (round(clip.frames * 16000 / 25),))
+    due = np.arange(len(samples)) / 16000 + 0.4
+    expected = np.where(due >= 1.0, np.sin(2 * np.pi * 440 * (due - 1.0)), 0.0)
+    inner = slice(round(0.8 * 16000), round(2.3 * 16000))
+    gain = float(np.dot(samples[inner], expected[inner]) / np.dot(expected[inner], expected[inner]))
+    assert gain > 0.3
+    assert np.abs(samples[inner] - gain * expected[inner]).max() < 0.02
+    assert np.abs(samples[: round(0.59 * 16000)]).max() < 0.02
