@@ -53,10 +53,11 @@ class SourceRow:
 
 @dataclass(frozen=True)
 class BadRow:
-    """A row that is left out, and why. A uri that stands in the manifest twice is one: its first row counts."""
+    """A row that is left out, and why. duplicate: its uri stands in the manifest before; that first row counts."""
 
     where: str
     reason: str
+    duplicate: bool = False
 
 
 # A row as its format gives it: where it stands, and its fields, or the reason why it has none.
@@ -79,7 +80,7 @@ def read_sources(address: str) -> Iterator[SourceRow | BadRow]:
             if isinstance(row, str):
                 yield BadRow(where, row)
             elif (first := seen.before(row.uri, where)) is not None:
-                yield BadRow(where, f"the same uri as {first}; left out: {_short(row.uri)}")
+                yield BadRow(where, f"the same uri as {first}; left out: {_short(row.uri)}", True)
             else:
                 yield row
 
@@ -149,7 +150,7 @@ class _Place:
             fs, path = fsspec.core.url_to_fs(address) if scheme else (fsspec.filesystem("file"), address)
             is_local = "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
             if is_local:
-                path = os.fspath(Path(path).expanduser().absolute())
+                path = os.path.abspath(Path(path).expanduser())  # noqa: PTH100
             fs.invalidate_cache()
             is_there, is_folder = fs.exists(path), fs.isdir(path)
         # file systems of every kind stand behind fsspec, and each fails in exceptions of its own
@@ -185,7 +186,7 @@ class _Place:
             raise ValueError(f"uri has a NUL character: {_short(uri)}")
         scheme = _SCHEME.match(uri)
         if not self.protocol:
-            return uri if scheme else str(PurePosixPath(self.path).parent / uri)
+            return uri if scheme else os.path.normpath(PurePosixPath(self.path).parent / uri)
         if "::" in uri:
             raise ValueError(f"a remote manifest may not chain file systems: {_short(uri)}")
         if scheme:

@@ -1,15 +1,29 @@
 """Files at any fsspec address, written whole or not at all."""
 
 import contextlib
+import errno
 import os
+import re
 import secrets
-import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import fsspec
+
+_BESIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")
+
+
+@contextlib.contextmanager
+def answering(address: str) -> Iterator[None]:
+    """Let every way in which a store does not answer be an OSError: the libraries behind fsspec have their own."""
+    try:
+        yield
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(errno.EIO, f"{address} does not answer: {error}") from error
 
 
 class Storage:
@@ -37,25 +51,36 @@ class Storage:
         return f"{self.root}/{relative}"
 
     def exists(self, name: str) -> bool:
-        return bool(self.fs.exists(self.path(name)))
+        with answering(self.address):
+            return bool(self.fs.exists(self.path(name)))
 
     def size(self, name: str) -> int:
         """Bytes in `name`. Raises FileNotFoundError."""
-        return int(self.fs.size(self.path(name)))
+        with answering(self.address):
+            return int(self.fs.size(self.path(name)))
 
-    def list(self, folder: str = "") -> list[str]:
+    def files(self, folder: str = "") -> list[str]:
         """Names of the files directly in `folder`, sorted; empty when there is no such folder."""
+        names = (name for name, kind in self._entries(folder) if kind == "file")
+        return sorted(f"{folder}/{n}" if folder else n for n in names if not _BESIDE.fullmatch(n))
+
+    def folders(self, folder: str = "") -> list[str]:
+        """Names, without `folder` before them, of the folders directly in `folder`, sorted."""
+        return sorted(name for name, kind in self._entries(folder) if kind == "directory")
+
+    def _entries(self, folder: str) -> list[tuple[str, str]]:
         path = self.path(folder) if folder else self.root
-        self.fs.invalidate_cache(path)
-        try:
-            entries = self.fs.ls(path, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return []
-        names = (PurePosixPath(e["name"]).name for e in entries if e["type"] == "file")
-        return sorted(f"{folder}/{n}" if folder else n for n in names if not n.endswith(".tmp"))
+        with answering(self.address):
+            self.fs.invalidate_cache(path)
+            try:
+                entries = self.fs.ls(path, detail=True)
+            except (FileNotFoundError, NotADirectoryError):
+                return []
+        return [(PurePosixPath(entry["name"]).name, entry["type"]) for entry in entries]
 
     def read_bytes(self, name: str) -> bytes:
-        return bytes(self.fs.cat_file(self.path(name)))
+        with answering(self.address):
+            return bytes(self.fs.cat_file(self.path(name)))
 
     def write_bytes(self, name: str, data: bytes) -> None:
         self.write(name, lambda path: path.write_bytes(data))
@@ -80,7 +105,8 @@ class Storage:
             with tempfile.TemporaryDirectory(prefix="understudy-") as folder_name:
                 made = Path(folder_name) / "upload"
                 produce(made)
-                self.fs.put_file(str(made), target)
+                with answering(self.address):
+                    self.fs.put_file(str(made), target)
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
@@ -91,21 +117,22 @@ class Storage:
             return
         with tempfile.TemporaryDirectory(prefix="understudy-") as folder:
             copy = Path(folder) / PurePosixPath(source).name
-            self.fs.get_file(source, str(copy))
+            with answering(self.address):
+                self.fs.get_file(source, str(copy))
             yield copy
 
-    def sweep(self) -> None:
-        """Remove what a killed run left half-written. Only for a run that has the folder to itself."""
-        if self.is_local:
-            for left in Path(self.root).rglob(".*.tmp"):
-                left.unlink(missing_ok=True)
+    def move(self, name: str, to: str) -> None:
+        with answering(self.address):
+            self.fs.mv(self.path(name), self.path(to))
 
-    def free_bytes(self) -> int | None:
-        """Room left on a local disk; None for an object store."""
-        if not self.is_local:
-            return None
-        Path(self.root).mkdir(parents=True, exist_ok=True)
-        return shutil.disk_usage(self.root).free
+    def sweep(self, folders: Iterable[str]) -> None:
+        """Remove what a killed run left half-written, at the top and anywhere in `folders`. Only for a run that has
+        the storage to itself."""
+        if self.is_local:
+            root = Path(self.root)
+            for left in [*root.glob(".*.tmp"), *(p for folder in folders for p in (root / folder).rglob(".*.tmp"))]:
+                if _BESIDE.fullmatch(left.name):
+                    left.unlink(missing_ok=True)
 
 
 def locate(uri: str) -> tuple[Any, str]:
@@ -127,5 +154,6 @@ def local_copy(uri: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="understudy-") as folder:
         # the suffix helps demuxers that go by it; the rest of a remote name is not trusted
         copy = Path(folder) / f"source{PurePosixPath(path).suffix[:8]}"
-        fs.get_file(path, str(copy))
+        with answering(uri):
+            fs.get_file(path, str(copy))
         yield copy

@@ -57,6 +57,12 @@ def curate(
     except flow_module.USER_ERRORS as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
+    except Exception as error:
+        if verbose:
+            console.print_exception()
+        hint = "" if verbose else " (-v shows where)"
+        console.print(f"failed: {type(error).__name__}: {error}{hint}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from None
     print_summary(summary)
     raise typer.Exit(DONE_WITH_ERRORS if summary.errors else DONE)
 

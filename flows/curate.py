@@ -1,10 +1,11 @@
 """The `curate` flow: footage in, WebDataset shards out, one task a step and group of partitions."""
 
-from typing import Any
+from typing import Any, TypeVar, cast
 
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.utilities.annotations import opaque
 from pydantic import BaseModel, Field
 
 from data_manifests.dataset import DatasetManifest, ShardEntry
@@ -16,14 +17,18 @@ from flows.progress import StepProgress
 from flows.summary import Summary, funnel_rows, summarise, to_markdown
 from tasks.curation import Curation, Step, StepResult, Unit
 from tasks.engine import Engine, StoreError
-from tasks.exclusive import InUseError, exclusive
-from tasks.outcome import Outcome
+from tasks.exclusive import OWN_FOLDERS, OutputError, exclusive
+from tasks.ledger import LedgerError
+from tasks.outcome import Outcome, ShardError
 from tasks.recipe import load_recipe
 from tasks.shards import ShardPlan, read_entry
 from tasks.stage import MissingBackend
 
 # What a user can mend: shown as one message, without a traceback.
-USER_ERRORS = (ManifestError, RecipeError, MissingBackend, StoreError, InUseError)
+USER_ERRORS = (ManifestError, RecipeError, MissingBackend, StoreError, OutputError, LedgerError, ShardError)
+
+
+T = TypeVar("T")
 
 
 class CurateParameters(BaseModel):
@@ -123,9 +128,9 @@ def curate(parameters: CurateParameters) -> Summary:
             units = step.units(group)
             if units:
                 label = f"{group[0]}-{group[-1]}"
-                result = run_step(step.name, label, curation, step, units)
+                result = run_step(step.name, label, curation, step, _unseen(units))
                 results[step.name] = results[step.name] + result if step.name in results else result
-        outcome = Outcome(curation)
+        outcome = Outcome(curation, bad_rows)
         entries: list[ShardEntry] = []
         for group in curation.groups():
             plans = [plan for partition in group for plan in outcome.plan_shards(partition)]
@@ -133,23 +138,32 @@ def curate(parameters: CurateParameters) -> Summary:
             missing = [plan for plan in plans if there[plan.name] is None]
             entries += [entry for entry in there.values() if entry is not None]
             if missing:
-                entries += write_shards(f"{group[0]}-{group[-1]}", outcome, missing)
+                entries += write_shards(f"{group[0]}-{group[-1]}", outcome, _unseen(missing))
         manifest = DatasetManifest.of(outcome.recipe_name, parameters.manifest, entries)
         outcome.record(manifest)
-        summary = summarise(outcome, bad_rows, results, manifest, changes)
-    create_table_artifact(table=funnel_rows(summary), key="funnel", description="Clips and hours, by step and reason")
-    create_markdown_artifact(markdown=to_markdown(summary), key="summary", description="What came of this run")
+        summary = summarise(outcome, results, manifest, changes)
+    try:
+        create_table_artifact(table=funnel_rows(summary), key="funnel", description="Clips and hours, step by step")
+        create_markdown_artifact(markdown=to_markdown(summary), key="summary", description="What came of this run")
+    except Exception as error:  # the shards are written, whatever the server says
+        logger.warning("funnel and summary are not shown in the UI: %s", error)
     return summary
 
 
+def _unseen(values: list[T]) -> list[T]:
+    """A list that Prefect passes on as it is, instead of looking through every member for results of other tasks."""
+    return cast(list[T], opaque(values))
+
+
 def _read(manifest: str, storage: Storage) -> tuple[list[SourceRow], list[BadRow]]:
-    """The manifest's rows. An output folder inside the footage's is passed by: its clips are no footage."""
+    """The manifest's rows. Where the footage is a folder around the output, the run's own clips are passed by."""
+    ours = tuple(f"{root}/{name}/" for root in (storage.root, storage.address.rstrip("/")) for name in OWN_FOLDERS)
     rows: list[SourceRow] = []
     bad: list[BadRow] = []
     for row in read_sources(manifest):
         if isinstance(row, BadRow):
             bad.append(row)
-        elif not row.uri.startswith((f"{storage.root}/", f"{storage.address.rstrip('/')}/")):
+        elif row.where != manifest or not row.uri.startswith(ours):
             rows.append(row)
     if not rows:
         first = f"; the first of {len(bad)} bad rows: {bad[0].where}: {bad[0].reason}" if bad else ""

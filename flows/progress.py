@@ -2,6 +2,7 @@
 
 import contextlib
 import contextvars
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -9,6 +10,8 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+log = logging.getLogger(__name__)
 
 _ARTIFACT_EVERY_S = 10.0  # a server takes some twenty requests a second from all its runs together
 
@@ -53,14 +56,17 @@ class StepProgress:
             return  # nowhere to look, or over before anybody could have looked
         if ended or time.monotonic() - self._shown_at >= _ARTIFACT_EVERY_S:
             self._shown_at = time.monotonic()
-            self._show_in_ui(100.0 * done / max(total, 1), f"{self._name}: {done} of {total} {_errors(errors)}")
+            try:
+                self._show_in_ui(100.0 * done / max(total, 1), f"{self._name}: {done} of {total} {_errors(errors)}")
+            except Exception as error:  # work of hours does not end because a server was away for a moment
+                log.warning("progress is not shown in the UI: %s", error)
 
     def _show_in_ui(self, percent: float, description: str) -> None:
         from prefect.artifacts import create_progress_artifact, update_progress_artifact
 
         if self._artifact is None:
             self._artifact = create_progress_artifact(
-                progress=percent, key=f"progress-{self._name}", description=description
+                progress=percent, key=f"progress-{self._name.replace('_', '-')}", description=description
             )
         else:
             update_progress_artifact(artifact_id=self._artifact, progress=percent, description=description)

@@ -6,7 +6,6 @@ from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from data_manifests.dataset import DatasetManifest
-    from data_manifests.sources import BadRow
     from tasks.curation import StepResult
     from tasks.outcome import Outcome
 
@@ -44,14 +43,12 @@ class Summary(BaseModel):
 
 def summarise(
     outcome: "Outcome",
-    bad_rows: "list[BadRow]",
     results: "dict[str, StepResult]",
     manifest: "DatasetManifest",
     changes: list[str],
 ) -> Summary:
     """Gather what a run found and did."""
-    problems = [Problem(where=row.where, reason=row.reason) for row in bad_rows]
-    problems += [Problem(where=where, reason=reason) for where, reason in outcome.problems()]
+    problems = [Problem(where=where, reason=reason) for where, reason in outcome.problems()]
     return Summary(
         out=outcome.curation.storage.address,
         funnel=[FunnelRow(what=what, count=count, hours=hours) for what, count, hours in outcome.funnel()],

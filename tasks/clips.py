@@ -7,6 +7,7 @@ event is shown more than half a frame early or late whatever the source's timing
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import math
 import shutil
@@ -24,6 +25,7 @@ from data_manifests.strict import Strict
 from tasks.clip import SAMPLE_RATE, ClipRecord
 from tasks.decode import Bad, VideoDecoder
 from tasks.encode import ClipEncoder
+from tasks.engine import store_access
 from tasks.ingest import SourceInfo
 from tasks.media import Gaps, MediaError, audio_stream, open_media, packets, start_of, video_stream
 from tasks.scenes import Shot, Span
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 VERSION = 1
 
 _ROUNDING_S = 0.001  # containers that keep milliseconds round their time stamps
+_SOUND_LATE_S = 10.0  # no muxer lets sound come so long after its picture
 _STRETCH = 0.1  # part of a frame by which a shot may fall short of its last one
 
 
@@ -44,7 +47,7 @@ class ClipSettings(Strict):
 
     fps: frames a second. short_side: pixels that a larger picture is scaled down to; smaller ones stay.
     min_s, max_s: bounds of a clip's length. trim_s: left off at each side of a cut (thresholds.md: 3 frames or 0.5 s).
-    crf, preset: x264's quality and speed.
+    qp, preset: x264's quality, a constant quantiser, and speed.
     """
 
     fps: int = Field(25, ge=1, le=120)
@@ -52,7 +55,7 @@ class ClipSettings(Strict):
     min_s: float = Field(5.0, gt=0)
     max_s: float = Field(20.0, gt=0)
     trim_s: float = Field(0.12, ge=0)
-    crf: int = Field(20, ge=0, le=51)
+    qp: int = Field(20, ge=1, le=51)
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"] = (
         "ultrafast"
     )
@@ -105,10 +108,13 @@ def plan(
     for shot in shots:
         start_s, frames = _usable(shot, settings)
         lengths = _split(frames, settings.min_frames, settings.max_frames)
-        ends_s = start_s
+        at, ends_s = 0, start_s
         for length in lengths:
-            clips.append(_record(source, ends_s, length, settings))
-            ends_s = clips[-1].end_s
+            begins_s = ends_s
+            at += length
+            # by rounding the last one could end a millionth beyond its shot
+            ends_s = min(round(start_s + at / settings.fps, 6), shot.end_s)
+            clips.append(_record(source, begins_s, ends_s, length, settings))
         left_out = [
             (shot.start_s, shot.clear_from_s, "black or fading"),
             (shot.clear_to_s, shot.end_s, "black or fading"),
@@ -144,11 +150,10 @@ def _split(frames: int, low: int, high: int) -> list[int]:
     return [length + (number < longer) for number in range(parts)]
 
 
-def _record(source: SourceInfo, start_s: float, frames: int, settings: ClipSettings) -> ClipRecord:
+def _record(source: SourceInfo, start_s: float, end_s: float, frames: int, settings: ClipSettings) -> ClipRecord:
     width, height = clip_size(source.width, source.height, settings.short_side)
-    end_s = round(start_s + frames / settings.fps, 6)
     # everything that changes a byte of the clip, and nothing else: measurements of a clip outlive other settings
-    made_of = [source.source_id, start_s, frames, settings.fps, width, height, settings.crf, settings.preset, VERSION]
+    made_of = [source.source_id, start_s, frames, settings.fps, width, height, settings.qp, settings.preset, VERSION]
     digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:8]
     clip_id = f"{source.source_id}-{round(start_s * 1000):08d}-{digest}"
     name = f"clips/{source.source_id[:2]}/{clip_id}"
@@ -280,7 +285,7 @@ class _Cutter:
             if self._encoder is None:
                 path = self._scratch / f"{clip.clip_id}.mp4"
                 size, settings = (clip.width, clip.height), self._settings
-                self._encoder = ClipEncoder(path, clip.fps, size, settings.crf, settings.preset, self._source.height)
+                self._encoder = ClipEncoder(path, clip.fps, size, settings.qp, settings.preset, self._source.height)
             if self._ready is None:
                 self._ready = self._upright(self._shown.frame)
             self._encoder.add(self._ready)
@@ -295,11 +300,15 @@ class _Cutter:
         while self._to_store:
             clip, video = self._to_store[0]
             if clip.audio and self._sound is not None:
-                if not at_end and not self._sound.covers(clip.end_s):
+                seen_s = self._shown.time_s if self._shown is not None else 0.0
+                # sound that ends before the picture would never come: the clip must not wait for it in scratch space
+                if not (at_end or self._sound.covers(clip.end_s) or seen_s > clip.end_s + _SOUND_LATE_S):
                     return
                 sound = self._sound.take(clip.start_s, round(clip.frames * SAMPLE_RATE / clip.fps))
-                self._storage.write(clip.audio, functools.partial(_write_flac, samples=sound))
-            self._storage.write(clip.video, functools.partial(shutil.copyfile, video))
+                with store_access(f"write {clip.audio}"):
+                    self._storage.write_bytes(clip.audio, _flac(sound))
+            with store_access(f"write {clip.video}"):
+                self._storage.write(clip.video, functools.partial(shutil.copyfile, video))
             video.unlink()
             self._to_store.popleft()
             if self._sound is not None:
@@ -307,7 +316,10 @@ class _Cutter:
                 self._sound.forget(following[0].start_s if following else float("inf"))
 
 
-def _write_flac(path: Path, samples: Any) -> None:
+def _flac(samples: Any) -> bytes:
+    """In memory, because libsndfile does not say that a disk is full in a way that can be told from other faults."""
     import soundfile
 
-    soundfile.write(path, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()

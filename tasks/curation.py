@@ -3,6 +3,7 @@
 Everything here can be run again at any moment: what has a row is not done twice, whatever was killed in between.
 """
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -23,7 +24,7 @@ from tasks import scenes as scenes_stage
 from tasks.clip import ClipRecord
 from tasks.engine import Engine, store_access
 from tasks.ingest import SourceInfo, signature
-from tasks.jobs import FindShots, MeasureClip, Source, WriteClips, ingest_source
+from tasks.jobs import FindShots, MeasureClip, Source, WriteClips, feature_name, ingest_source
 from tasks.ledger import Ledger, partition_of, schema_for
 from tasks.policy import alive, join
 from tasks.recipe import Recipe
@@ -39,6 +40,7 @@ Progress = Callable[[int, int, int], None]  # units done, units in all, errors s
 
 _FLUSH_S = 20.0  # a kill costs at most this much work a step
 _GROUP_SOURCES = 200  # partitions with fewer sources share a task
+_MOST_GROUPS = 25  # with some eight steps, the 200 tasks a run that Prefect's UI and server bear
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Step:
     """One table of the ledger and how its missing rows are made.
 
     units: the units of these partitions that have no row yet, each with its key and the hash of its inputs.
+    gone: whether a row speaks of files that are no longer in the storage.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Step:
     job: Callable[[Any], dict[str, Any]]
     units: Callable[[Sequence[int]], list["Unit"]]
     about: dict[str, Any]
+    gone: Callable[[dict[str, Any]], bool] = lambda row: False
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,10 @@ class Curation:
             wanted = set(partitions)
             uris = list(dict.fromkeys(r.uri for r in self.rows if partition_of(r.uri, self.partitions) in wanted))
             # a look at each file's size and date, not at its bytes: enough to know it again
-            with ThreadPoolExecutor(16) as threads:
+            with store_access("look at the footage"), ThreadPoolExecutor(16) as threads:
                 signatures = list(threads.map(signature, uris))
-            return self._missing(
-                "sources", made, partitions, (Unit(u, s, u) for u, s in zip(uris, signatures, strict=True))
-            )
+            found = [Unit(u, s, u) for u, s in zip(uris, signatures, strict=True)]
+            return self._missing("sources", partitions, found)
 
         made = fingerprint("sources", SourceInfo.VERSION, "", Strict())
         schema = schema_for(ingest_stage.COLUMNS)
@@ -122,10 +125,11 @@ class Curation:
 
         def units(partitions: Sequence[int]) -> list[Unit]:
             sources = (Unit(s.info.source_id, "", s) for p in partitions for s in self.sources(p))
-            return self._missing("scenes", made, partitions, sources)
+            return self._missing("scenes", partitions, sources)
 
-        made = fingerprint("scenes", scenes_stage.VERSION, scenes_stage.backend_version(), settings)
-        about = _about(scenes_stage.VERSION, scenes_stage.backend_version(), settings)
+        backend = f"{scenes_stage.backend_version()}, {_decoder()}"
+        made = fingerprint("scenes", scenes_stage.VERSION, backend, settings, self.step["sources"].fingerprint)
+        about = _about(scenes_stage.VERSION, backend, settings)
         return Step("scenes", made, schema_for(scenes_stage.COLUMNS), FindShots(settings), units, about)
 
     def _clips_step(self) -> Step:
@@ -139,13 +143,18 @@ class Curation:
                     row = scenes.get(source.info.source_id)
                     if row is not None and row["status"] == "ok":
                         found.append(Unit(source.info.source_id, "", (source, *scenes_stage.spans(row))))
-            return self._missing("clips", made, partitions, found)
+            return self._missing("clips", partitions, found)
 
         scenes_made = self.step["scenes"].fingerprint
-        made = fingerprint("clips", clips_stage.VERSION, "", settings, scenes_made)
-        about = _about(clips_stage.VERSION, "", settings)
+        made = fingerprint("clips", clips_stage.VERSION, _decoder(), settings, scenes_made)
+        about = _about(clips_stage.VERSION, _decoder(), settings)
         schema = schema_for(clips_stage.COLUMNS)
-        return Step("clips", made, schema, WriteClips(settings, self.storage), units, about)
+
+        def gone(row: dict[str, Any]) -> bool:
+            names = (clip[kind] for clip in row["clips"] for kind in ("video", "audio") if clip[kind])
+            return not all(map(self.storage.exists, names))
+
+        return Step("clips", made, schema, WriteClips(settings, self.storage), units, about, gone)
 
     def _measuring_step(self, name: str) -> Step:
         stage = self.stages[name]
@@ -153,17 +162,25 @@ class Curation:
         def units(partitions: Sequence[int]) -> list[Unit]:
             found: list[Unit] = []
             for partition in partitions:
-                records = self.records(partition)
-                before = list(self.stages)[: list(self.stages).index(name)]
                 let_through = alive(self.frame(partition, before), self.recipe.policy, before)
-                found += [Unit(r.clip_id, _inputs(r.metadata, stage), r) for r in records if let_through[r.clip_id]]
-            return self._missing(name, made, partitions, found)
+                inputs = {s.info.source_id: _inputs(s.metadata, stage) for s in self.sources(partition)}
+                wanted = [Unit(key, inputs[key[:16]], key) for key in let_through.index[let_through]]
+                missing = {unit.key: unit for unit in self._missing(name, [partition], wanted)}
+                if missing:
+                    records = (r for r in self.records(partition) if r.clip_id in missing)
+                    found += [dataclasses.replace(missing[r.clip_id], value=r) for r in records]
+            return found
 
+        before = list(self.stages)[: list(self.stages).index(name)]
         made = fingerprint(name, stage.version, stage.backend_version(), stage.settings)
         job = MeasureClip(name, stage.settings, made, self.storage)
         schema = schema_for({**stage.columns, "arrays": pa.list_(pa.string()), "arrays_bytes": int})
         about = _about(stage.version, stage.backend_version(), stage.settings)
-        return Step(name, made, schema, job, units, about)
+
+        def gone(row: dict[str, Any]) -> bool:
+            return not all(self.storage.exists(feature_name(name, made, row["key"], array)) for array in row["arrays"])
+
+        return Step(name, made, schema, job, units, about, gone)
 
     # ---- running a step ----
 
@@ -175,7 +192,7 @@ class Curation:
         started = flushed = time.monotonic()
         # when a task is tried again, what its first try has done counts
         partitions = sorted({partition_of(unit.key, self.partitions) for unit in units})
-        units = self._missing(step.name, step.fingerprint, partitions, units)
+        units = self._missing(step.name, partitions, units)
         limit = self.recipe.run.time_limit(step.name)
         by_value = {id(unit.value): unit for unit in units}
         rows: dict[int, list[dict[str, Any]]] = {}
@@ -208,11 +225,20 @@ class Curation:
                 self.ledger.write(step.name, step.fingerprint, partition, some, step.schema)
         rows.clear()
 
-    def _missing(self, table: str, made: str, partitions: Sequence[int], units: Iterable[Unit]) -> list[Unit]:
-        """Those units without a row for their present inputs; with `retry_errors`, also those with an error."""
+    def _missing(self, name: str, partitions: Sequence[int], units: Iterable[Unit]) -> list[Unit]:
+        """Those units without a row for their present inputs.
+
+        With `retry_errors` also those whose row has an error, or speaks of files that are gone from the storage.
+        """
+        step = self.step[name]
         done: dict[str, str] = {}
-        for partition in partitions:
-            done |= self.ledger.keys(table, made, partition, with_errors=not self.retry_errors)
+        with store_access(f"read the ledger of {name}"):
+            for partition in partitions:
+                if self.retry_errors:
+                    rows = self.ledger.rows(name, step.fingerprint, partition)
+                    done |= {r["key"]: r["inputs"] for r in rows if r["status"] == "ok" and not step.gone(r)}
+                else:
+                    done |= self.ledger.keys(name, step.fingerprint, partition)
         return [unit for unit in units if done.get(unit.key) != unit.inputs]
 
     # ---- what the ledger says ----
@@ -289,10 +315,12 @@ class Curation:
     def groups(self) -> list[range]:
         """Neighbouring partitions put together until each group is worth a task of its own."""
         groups: list[range] = []
+        total = sum(len(self.sources(partition)) for partition in range(self.partitions))
+        enough = max(_GROUP_SOURCES, -(-total // _MOST_GROUPS))
         start = count = 0
         for partition in range(self.partitions):
             count += len(self.sources(partition))
-            if count >= _GROUP_SOURCES or partition == self.partitions - 1:
+            if count >= enough or partition == self.partitions - 1:
                 if count:
                     groups.append(range(start, partition + 1))
                 start, count = partition + 1, 0
@@ -309,6 +337,12 @@ class Curation:
             nearest = min((_differences(about, step.about) for about in others), key=len)
             lines.append(f"{step.name}: made anew, because {', '.join(nearest) or 'what it starts from'} changed")
         return lines
+
+
+def _decoder() -> str:
+    from importlib.metadata import version
+
+    return f"pyav {version('av')}"
 
 
 def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:

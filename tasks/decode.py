@@ -140,11 +140,12 @@ def _impossible(context: Any) -> bytes:
     """Bytes that no good packet of this codec holds; b"" when none are known.
 
     Half-fetched files are zeros inside, which an arithmetic decoder may take without complaint. The escape bytes of
-    H.264 and HEVC (ITU-T H.264, 7.4.1) leave no place for four zeros in a length-prefixed packet.
+    H.264 and HEVC (ITU-T H.264, 7.4.1) leave no place for four zeros in a length-prefixed packet. VP9 and AV1 forbid
+    no number of zeros, but have not been seen to need a disk sector of them; VP8 has, for a picture at rest.
     """
     if context.name in ("h264", "hevc") and context.extradata and context.extradata[0] == 1:
         return bytes(4)
-    return bytes(32) if context.name in ("vp8", "vp9", "libdav1d", "av1") else b""
+    return bytes(512) if context.name in ("vp9", "libdav1d", "av1") else b""
 
 
 class VideoDecoder:

@@ -18,7 +18,7 @@ class ClipEncoder:
     No B-frames, so that time stamps start at zero without an edit list, which not every reader honours.
     """
 
-    def __init__(self, path: Path, fps: int, size: tuple[int, int], crf: int, preset: str, source_height: int) -> None:
+    def __init__(self, path: Path, fps: int, size: tuple[int, int], qp: int, preset: str, source_height: int) -> None:
         import av
 
         self._container = av.open(
@@ -26,7 +26,9 @@ class ClipEncoder:
         )
         options = {
             "preset": preset,
-            "crf": str(crf),
+            # Not a rate factor: beside this preset it would take a third more time for the same size and distortion,
+            # all of it to see in advance how hard each frame is.
+            "qp": str(qp),
             "a53cc": "0",
             "x264-params": f"threads=1:keyint={fps}:min-keyint={fps}:scenecut=0:bframes=0:open-gop=0",
         }

@@ -8,11 +8,14 @@ import contextlib
 import errno
 import multiprocessing
 import os
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 Unit = TypeVar("Unit")
@@ -52,6 +55,7 @@ class Engine:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or usable_cores()
         self._pool: Any = None
+        self._scratch = ""
 
     def __enter__(self) -> "Engine":
         return self
@@ -64,17 +68,19 @@ class Engine:
                 self._pool.stop()
             self._pool.join()
             self._pool = None
+            shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _started(self) -> Any:
         if self._pool is None:
             from pebble import ProcessPool
 
+            self._scratch = _scratch()
             self._pool = ProcessPool(
                 max_workers=self.workers,
                 # fork would copy the threads' locks of Prefect and of the numeric libraries in whatever state they are
                 context=multiprocessing.get_context("spawn"),
                 initializer=_prepare_worker,
-                initargs=(os.getpid(),),
+                initargs=(os.getpid(), self._scratch),
             )
         return self._pool
 
@@ -136,8 +142,21 @@ def describe(error: BaseException) -> str:
     return (f"{kind}: {message}" if message else kind)[:500]
 
 
-def _prepare_worker(parent: int) -> None:
+def _scratch() -> str:
+    """A folder for the temporary files of one run's workers, which outlive a worker that is killed; those of runs that
+    were killed themselves are removed."""
+    import psutil
+
+    for left in Path(tempfile.gettempdir()).glob("understudy-run-*-*"):
+        owner = left.name.split("-")[2]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True)
+    return tempfile.mkdtemp(prefix=f"understudy-run-{os.getpid()}-")
+
+
+def _prepare_worker(parent: int, scratch: str) -> None:
     """One thread a worker, since the workers are the parallelism; and an end when the run that started it is killed."""
+    tempfile.tempdir = scratch
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     import signal
 

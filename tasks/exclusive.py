@@ -6,9 +6,12 @@ from pathlib import Path
 
 from data_manifests.storage import Storage
 
+# what a run makes in its output folder, besides single files at the top
+OWN_FOLDERS = ("clips", "features", "ledger", "recipes", "shards")
 
-class InUseError(RuntimeError):
-    """Another run is at work in the same folder."""
+
+class OutputError(RuntimeError):
+    """The output folder cannot be had: another run is at work in it, or it cannot be written to."""
 
 
 @contextlib.contextmanager
@@ -18,7 +21,7 @@ def exclusive(storage: Storage) -> Iterator[None]:
     The lock goes with the process, so a killed run never blocks the next. An object store knows no such lock: there
     the deployment's concurrency limit has to keep two runs apart.
 
-    Raises InUseError.
+    Raises OutputError.
     """
     if not storage.is_local:
         yield
@@ -26,14 +29,16 @@ def exclusive(storage: Storage) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     root = Path(storage.root)
-    root.mkdir(parents=True, exist_ok=True)
     lock = FileLock(root / ".lock")
     try:
+        root.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout:
-        raise InUseError(f"{storage.address}: another run is writing here; wait for it or give another --out") from None
+        raise OutputError(f"{storage.address}: another run is at work here; wait, or give another --out") from None
+    except OSError as error:
+        raise OutputError(f"{storage.address}: cannot be written to: {error}; give another --out") from None
     try:
-        storage.sweep()
+        storage.sweep(OWN_FOLDERS)
         yield
     finally:
         lock.release()

@@ -1,13 +1,16 @@
 """Sources made known: each file probed, and named by its content."""
 
+import errno
 import hashlib
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import ClassVar
 
-from data_manifests.storage import local_copy, locate
+from data_manifests.storage import answering, local_copy, locate
 from tasks.decode import Probe, probe
 from tasks.media import MediaError
+
+_OF_THE_FILE = {errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,17 +37,27 @@ COLUMNS: dict[str, type] = {f.name: f.type for f in fields(SourceInfo) if isinst
 _TAGS = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "LastModified", "last_modified", "updated", "created")
 
 
+def of_the_file(error: OSError) -> bool:
+    """Whether one file is at fault, where any other OSError is its store's or the machine's."""
+    return error.errno in _OF_THE_FILE or isinstance(error, FileNotFoundError | PermissionError)
+
+
 def signature(uri: str) -> str:
-    """Size and content tag (or time of change) of a file, without reading it; "" when there is no such file.
+    """Size and content tag (or time of change) of a file, without reading it; "" when it is not to be had.
 
     Raises OSError when the storage cannot be asked.
     """
-    fs, path = locate(uri)
-    fs.invalidate_cache(path)
     try:
-        info = fs.info(path)
-    except FileNotFoundError:
-        return ""
+        fs, path = locate(uri)
+        with answering(uri):
+            fs.invalidate_cache(path)
+            info = fs.info(path)
+    except (ValueError, ImportError):
+        return ""  # an address that leads nowhere; reading it will say why
+    except OSError as error:
+        if of_the_file(error):
+            return ""
+        raise
     tag = next((str(info[key]) for key in _TAGS if info.get(key)), "")
     return f"{info.get('size') or 0}-{tag.strip(chr(34))}"
 
@@ -59,6 +72,8 @@ def ingest(uri: str) -> SourceInfo:
         with local_copy(uri) as path:
             if path.is_dir():
                 raise MediaError("a folder, not a file")
+            if path.exists() and not path.is_file():
+                raise MediaError("a device or a pipe, not a file")
             sha256 = _sha256(path)
             about = probe(path)
             return SourceInfo(

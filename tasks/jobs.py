@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import io
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,10 @@ from data_manifests.storage import Storage, local_copy
 from tasks.clip import Clip, ClipRecord
 from tasks.clips import ClipSettings, plan, write_clips
 from tasks.engine import StoreError, store_access
-from tasks.ingest import SourceInfo, ingest
+from tasks.ingest import SourceInfo, ingest, of_the_file
 from tasks.scenes import ScenesSettings, Shot, Span, find_shots
 from tasks.shards import ShardPlan, write_shard
-from tasks.stage import Stage, StageSettings
+from tasks.stage import Measurement, Stage, StageSettings
 from tasks.stages import STAGES
 
 
@@ -33,10 +34,6 @@ class Source:
     metadata: dict[str, str]
 
 
-# troubles of one file, where any other OSError is the store's
-_OF_THE_FILE = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
-
-
 @contextlib.contextmanager
 def _reading(uri: str) -> Iterator[None]:
     """Tell a file that is missing or not ours to read from a store that does not answer, which is worth another try."""
@@ -44,9 +41,11 @@ def _reading(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (*_OF_THE_FILE, FFmpegError):
+    except FFmpegError:
         raise
     except OSError as error:
+        if isinstance(error, StoreError) or of_the_file(error):
+            raise
         raise StoreError(error.errno, f"cannot read {uri}: {error}") from error
 
 
@@ -99,6 +98,7 @@ class MeasureClip:
                 video = files.enter_context(self.storage.local(record.video))
                 audio = files.enter_context(self.storage.local(record.audio)) if record.audio else None
             measurement = stage.measure(Clip(record, video, audio))
+        _check(stage, measurement, record)
         size = 0
         for name, array in measurement.arrays.items():
             data = npy_bytes(array)
@@ -115,6 +115,19 @@ class WriteShard:
     def __call__(self, plan: ShardPlan) -> ShardEntry:
         with store_access(f"write {plan.name}"):
             return write_shard(plan, self.storage)
+
+
+def _check(stage: Stage[Any], measurement: Measurement, record: ClipRecord) -> None:
+    """Hold a measurement against what its stage declares. Raises ValueError: the stage is at fault, not the clip."""
+    odd = set(measurement.columns) ^ set(stage.columns)
+    if odd:
+        raise ValueError(f"stage {stage.name}: {', '.join(sorted(odd))} is either not declared or not measured")
+    for name, value in measurement.columns.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"stage {stage.name}: {name} is {value}; a value that has no meaning is None")
+    for name, array in measurement.arrays.items():
+        if array.shape[:1] != (record.frames,):
+            raise ValueError(f"stage {stage.name}: {name} has shape {array.shape} for {record.frames} frames")
 
 
 @functools.cache

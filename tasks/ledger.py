@@ -175,13 +175,7 @@ class Ledger:
 
     def fingerprints(self, table: str) -> dict[str, dict[str, Any]]:
         """The fingerprints a table has rows under, each with what `describe` kept of it; {} for one without."""
-        fs, folder = self.storage.fs, self.storage.path(_folder(table))
-        fs.invalidate_cache(folder)
-        try:
-            entries = fs.ls(folder, detail=True)
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        found = sorted(e["name"].rstrip("/").rsplit("/", 1)[-1] for e in entries if e["type"] == "directory")
+        found = self.storage.folders(_folder(table))
         return {fingerprint: self._about(table, fingerprint) for fingerprint in found}
 
     def _about(self, table: str, fingerprint: str) -> dict[str, Any]:
@@ -199,7 +193,7 @@ class Ledger:
     def _files(self, table: str, fingerprint: str, partition: int | None) -> Iterator[tuple[str, bool]]:
         """Files that can hold rows of the partition, and whether they are of another partitioning; ours first."""
         others: list[tuple[int, int, str]] = []
-        for path in self.storage.list(_folder(table, fingerprint)):
+        for path in self.storage.files(_folder(table, fingerprint)):
             match = _FILE.fullmatch(path.rsplit("/", 1)[-1])
             if not match:
                 continue
@@ -256,7 +250,7 @@ class Ledger:
     def _move_aside(self, name: str, reason: str) -> None:
         place = f"{self.storage.address.rstrip('/')}/{name}"
         try:
-            self.storage.fs.mv(self.storage.path(name), self.storage.path(f"{name}.damaged"))
+            self.storage.move(name, f"{name}.damaged")
         except OSError as error:
             raise LedgerError(
                 f"{place} is damaged ({reason}) and cannot be moved aside ({error}); delete it: its rows are made again"

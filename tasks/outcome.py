@@ -3,14 +3,14 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from data_manifests.dataset import DatasetManifest, ShardEntry
 from data_manifests.lineage import RecipeName
+from data_manifests.sources import BadRow
 from tasks.clip import ClipRecord
 from tasks.curation import Curation, Progress
-from tasks.engine import StoreError
 from tasks.ingest import SourceInfo
 from tasks.jobs import WriteShard, feature_name
 from tasks.policy import decide, funnel, rule_results
@@ -18,16 +18,29 @@ from tasks.recipe import recipe_hash
 from tasks.shards import Sample, ShardPlan, lineage, plan_shards
 
 
+class ShardError(RuntimeError):
+    """A shard cannot be written, for a reason that another try would meet again."""
+
+
 class Outcome:
     """The state of a curation's ledger, read once."""
 
-    def __init__(self, curation: Curation) -> None:
+    def __init__(self, curation: Curation, bad_rows: Sequence[BadRow] = ()) -> None:
         import pandas as pd
 
         self.curation, self.policy = curation, curation.recipe.policy
         frames = [curation.frame(p) for p in range(curation.partitions) if curation.sources(p)]
         self.frame: pd.DataFrame = pd.concat(frames) if frames else curation.frame(0)
         self.decisions = decide(self.frame, self.policy, list(curation.stages))
+        self.backends = {
+            name: {
+                "backend": stage.settings.backend,
+                "version": f"{stage.version}, {stage.backend_version()}",
+                "fingerprint": curation.step[name].fingerprint,
+            }
+            for name, stage in curation.stages.items()
+        }
+        self.sources = [*self._source_rows(), *map(_bad_row, bad_rows)]
         self.recipe_hash = recipe_hash(curation.recipe)
         self.recipe_name = RecipeName(name=curation.recipe.name, hash=self.recipe_hash)
 
@@ -58,13 +71,8 @@ class Outcome:
         arrays: dict[str, str] = {}
         size = record.bytes
         for name, stage in self.curation.stages.items():
-            made = self.curation.step[name].fingerprint
-            scores[name] = {
-                "backend": stage.settings.backend,
-                "version": f"{stage.version}, {stage.backend_version()}",
-                "fingerprint": made,
-                "values": {column: rows[name][column] for column in stage.columns},
-            }
+            made = self.backends[name]["fingerprint"]
+            scores[name] = self.backends[name] | {"values": {column: rows[name][column] for column in stage.columns}}
             arrays |= {a: feature_name(name, made, record.clip_id, a) for a in rows[name]["arrays"]}
             size += rows[name]["arrays_bytes"]
         scores_by_name = {f"{name}.{c}": v for name, score in scores.items() for c, v in score["values"].items()}
@@ -95,7 +103,10 @@ class Outcome:
         entries: list[ShardEntry] = []
         for outcome in self.curation.engine.map(job, plans, self.curation.recipe.run.time_limit("shards")):
             if outcome.result is None:
-                raise StoreError(None, f"cannot write {outcome.unit.name}: {outcome.error}")
+                raise ShardError(
+                    f"cannot write {outcome.unit.name} in {self.curation.storage.address}: {outcome.error}; "
+                    "where a file is gone, --retry-errors makes it again"
+                )
             entries.append(outcome.result)
             if progress is not None:
                 progress(len(entries), len(plans), 0)
@@ -103,59 +114,66 @@ class Outcome:
 
     # ---- tables for people ----
 
-    def source_rows(self) -> Iterator[dict[str, Any]]:
+    def _source_rows(self) -> Iterator[dict[str, Any]]:
         """What came of each uri of the manifest: `status` is ok, error or duplicate; `reason` says why."""
-        ledger, steps = self.curation.ledger, self.curation.step
-        tables = {}
-        for name in ("sources", "scenes", "clips"):
-            tables[name] = {row["key"]: row for row in ledger.rows(name, steps[name].fingerprint)}
-        by_source = self.decisions.groupby(self.decisions.index.str[:16])["verdict"].value_counts()
+        curation = self.curation
+        probed = {r["key"]: r for r in curation.ledger.rows("sources", curation.step["sources"].fingerprint)}
+        cut = {key: row for p in range(curation.partitions) for key, row in self._cutting(p)}
         counts: dict[str, dict[str, int]] = {}
+        by_source = self.decisions.groupby(self.decisions.index.str[:16])["verdict"].value_counts()
         for (source_id, verdict), count in by_source.items():
             counts.setdefault(source_id, {})[verdict] = int(count)
-        for row in self.curation.rows:
-            probed = tables["sources"].get(row.uri)
-            found: dict[str, Any] = {"uri": row.uri, "where": row.where, "status": "ok", "reason": "", "source_id": ""}
-            if probed is None or probed["status"] == "error":
-                found |= {"status": "error", "reason": probed["error"] if probed else "not read"}
-                yield found
+        for row in curation.rows:
+            found: dict[str, Any] = {"uri": row.uri, "where": row.where, "status": "ok", "reason": ""}
+            known = probed.get(row.uri)
+            if known is None or known["status"] == "error":
+                yield found | {"status": "error", "reason": known["error"] if known else "not read"}
+            elif row.uri in curation.same_as:
+                same = curation.same_as[row.uri]
+                about = {"status": "duplicate", "reason": f"the same bytes as {same}"}
+                yield found | about | {"source_id": known["source_id"]}
+            else:
+                source_id = known["source_id"]
+                found |= {"source_id": source_id, "duration_s": known["duration_s"]}
+                yield found | cut.get(source_id, {}) | counts.get(source_id, {})
+
+    def _cutting(self, partition: int) -> Iterator[tuple[str, dict[str, Any]]]:
+        """By source: shots and clips, or why there are none."""
+        shots, clips = (self.curation.rows_of(name, partition) for name in ("scenes", "clips"))
+        for source_id, row in shots.items():
+            cut = clips.get(source_id)
+            failed = next((r for r in (row, cut) if r is not None and r["status"] == "error"), None)
+            if failed is not None:
+                yield source_id, {"status": "error", "reason": failed["error"]}
                 continue
-            source_id = found["source_id"] = probed["source_id"]
-            if row.uri in self.curation.same_as:
-                yield found | {"status": "duplicate", "reason": f"the same bytes as {self.curation.same_as[row.uri]}"}
-                continue
-            for name in ("scenes", "clips"):
-                made = tables[name].get(source_id)
-                if made is not None and made["status"] == "error":
-                    found |= {"status": "error", "reason": made["error"]}
-            shots, cut = tables["scenes"].get(source_id), tables["clips"].get(source_id)
-            found["duration_s"] = probed["duration_s"]
-            found["shots"] = len(shots["shots"]) if shots and shots["status"] == "ok" else 0
-            if cut and cut["status"] == "ok":
+            found: dict[str, Any] = {"shots": len(row["shots"])}
+            if cut is not None:
                 found["clips"] = len(cut["clips"])
-                if not found["clips"] and found["status"] == "ok":
+                if not cut["clips"]:
                     found["reason"] = "no clip: " + "; ".join(sorted({s["reason"] for s in cut["skipped"]}))
-            yield found | counts.get(source_id, {})
+            yield source_id, found
 
     def problems(self) -> list[tuple[str, str]]:
         """(where, why) for each source and each clip that ended in an error."""
-        found = [(row["uri"], row["reason"]) for row in self.source_rows() if row["status"] == "error"]
+        found = [
+            (row["uri"] or row["where"], row["reason"]) for row in self.sources if row["status"] in ("error", "bad row")
+        ]
         failed = self.decisions[self.decisions["verdict"] == "error"]
         found += [(key, f"{row['stage']}: {row['error']}") for key, row in failed.to_dict("index").items()]
         return found
 
     def funnel(self) -> list[tuple[str, int, float]]:
         """(what, how many, hours), from the footage that came in to the tiers that came out."""
-        rows = list(self.source_rows())
+        rows = self.sources
         lines: list[tuple[str, int, float]] = [("rows of the manifest", len(rows), 0.0)]
-        for status in ("error", "duplicate", "ok"):
+        for status in ("bad row", "error", "duplicate", "ok"):
             some = [row for row in rows if row["status"] == status]
             hours = sum(row.get("duration_s") or 0.0 for row in some) / 3600
             if some or status == "ok":
-                lines.append(({"ok": "sources", "error": "  in error"}.get(status, f"  {status}"), len(some), hours))
+                lines.append((_STATUS_WORDS[status], len(some), hours))
         step = self.curation.step["clips"]
         skipped = self.curation.ledger.read_list(step.name, step.fingerprint, "skipped", None, _SKIPPED)
-        ours = skipped[skipped["key"].isin({row["source_id"] for row in rows})]
+        ours = skipped[skipped["key"].isin([row["source_id"] for row in rows if row.get("source_id")])]
         for reason, some in ours.groupby("reason"):
             lines.append((f"  left out: {reason}", len(some), float((some["end_s"] - some["start_s"]).sum()) / 3600))
         table = funnel(self.frame, self.decisions, self.policy, list(self.curation.stages))
@@ -171,7 +189,7 @@ class Outcome:
         text = io.StringIO()
         writer = csv.DictWriter(text, _SOURCE_COLUMNS, restval="", lineterminator="\n")
         writer.writeheader()
-        writer.writerows(self.source_rows())
+        writer.writerows(self.sources)
         storage.write_bytes("sources.csv", text.getvalue().encode("utf-8", "surrogateescape"))
         table = self.decisions.reset_index()
         table.insert(1, "duration_s", self.frame["clips.duration_s"].to_numpy())
@@ -184,11 +202,17 @@ class Outcome:
         manifest.write(storage)
 
 
+def _bad_row(row: BadRow) -> dict[str, Any]:
+    status = "duplicate" if row.duplicate else "bad row"
+    return {"uri": "", "where": row.where, "status": status, "reason": row.reason}
+
+
 _SOURCE_COLUMNS = [
     *("uri", "where", "status", "reason", "source_id", "duration_s"),
     *("shots", "clips", "keep", "drop", "error", "pending"),
 ]
 _SKIPPED = ["reason", "start_s", "end_s"]
+_STATUS_WORDS = {"bad row": "  bad rows", "error": "  in error", "duplicate": "  duplicates", "ok": "sources"}
 _FUNNEL_WORDS = {
     "in": "clips",
     "dropped": "  dropped by {reason}",

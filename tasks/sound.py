@@ -139,6 +139,7 @@ def _mono(run: list[_Chunk], rate: int) -> np.ndarray:
     data = np.concatenate([chunk.data for chunk in run], axis=1)
     frame = av.AudioFrame.from_ndarray(data, format=run[0].format, layout=run[0].layout)
     frame.sample_rate = rate
-    resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE)
+    # weights that add up to one: left to itself FFmpeg lets a float mix of full channels overshoot
+    resampler = av.AudioResampler("fltp", "mono", SAMPLE_RATE, options={"rematrix_maxval": "1.0"})
     parts = [part for given in (frame, None) for part in resampler.resample(given) if part is not None]
     return np.concatenate([part.to_ndarray()[0] for part in parts]) if parts else np.zeros(0, np.float32)

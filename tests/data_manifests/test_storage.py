@@ -21,8 +21,8 @@ def test_sweep_removes_what_a_kill_left(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write_bytes("a/kept.tmp.bin", b"1")
     (tmp_path / "a" / ".0123456789abcdef.tmp").write_bytes(b"half")
-    storage.sweep()
-    assert storage.list("a") == ["a/kept.tmp.bin"]
+    storage.sweep(["a"])
+    assert storage.files("a") == ["a/kept.tmp.bin"]
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["kept.tmp.bin"]
 
 
@@ -34,9 +34,9 @@ def test_no_name_leaves_the_folder(tmp_path: Path, name: str) -> None:
 
 def test_an_object_store_behaves_like_a_folder(s3_folder: str) -> None:
     storage = Storage(s3_folder)
-    assert storage.list("a") == []
+    assert storage.files("a") == []
     storage.write_bytes("a/b.bin", b"123")
-    assert storage.list("a") == ["a/b.bin"]
+    assert storage.files("a") == ["a/b.bin"]
     assert storage.exists("a/b.bin") and storage.size("a/b.bin") == 3
     with storage.local("a/b.bin") as path:
         assert path.read_bytes() == b"123"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -157,3 +158,25 @@ def test_the_exit_code_tells_done_from_errors_from_failure(footage: Path, tmp_pa
     failed = command("curate", tmp_path / "nothing", "--recipe", DEMO, "--out", out)
     assert failed.returncode == 2
     assert "no such file or folder" in failed.stderr and "Traceback" not in failed.stderr
+    (tmp_path / "file").touch()
+    failed = command("curate", sound, "--recipe", DEMO, "--out", tmp_path / "file")
+    assert failed.returncode == 2
+    assert "cannot be written to" in failed.stderr and "Traceback" not in failed.stderr
+
+
+def test_bad_rows_and_repeated_ones_stand_in_the_table_of_sources(footage: Path, tmp_path: Path) -> None:
+    manifest = tmp_path / "footage.csv"
+    uri = footage / "talk_medium.mp4"
+    manifest.write_text(f"uri,caption\n{uri},fine\n,no name\n{uri},again\n" + "x\n" * 25)
+    summary = run(manifest, tmp_path / "out")
+    with (tmp_path / "out" / "sources.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["status"] for row in rows] == ["ok", "bad row", "duplicate", *["bad row"] * 25]
+    assert rows[1]["where"] == f"{manifest}:3" and rows[1]["reason"]
+    assert summary.errors == 26
+
+
+def test_the_output_may_lie_inside_the_footage(footage: Path, world: Any, tmp_path: Path) -> None:
+    shutil.copy(world.path("talk_3s.mp4"), tmp_path)
+    assert run(tmp_path, tmp_path / "elsewhere" / ".." / "out").samples == 1
+    assert run(tmp_path, tmp_path / "elsewhere" / ".." / "out").new == {}

@@ -60,7 +60,7 @@ def test_clips_are_whole_frames_within_the_bounds_and_inside_one_shot(
     assert len({clip.clip_id for clip in clips}) == len(clips)
     for clip in clips:
         assert bounds[0] - 1e-6 <= clip.duration_s <= bounds[1] + 1e-6
-        assert clip.end_s - clip.start_s == pytest.approx(clip.frames / fps, abs=2e-6)
+        assert clip.end_s - clip.start_s == pytest.approx(clip.frames / fps, abs=3e-6)
         (shot,) = (shot for shot in shots if shot.start_s <= clip.start_s < shot.end_s)
         first, last = clip.start_s + 0.5 / fps, clip.end_s - 0.5 / fps
         assert shot.clear_from_s <= first
@@ -117,7 +117,7 @@ def test_a_clip_is_called_by_what_makes_its_bytes() -> None:
         return plan(SOURCE, shot, [], ClipSettings(**changed))[0][0].clip_id  # type: ignore[arg-type]
 
     assert name() == name(min_s=3.0) == name(max_s=15.0) == name(trim_s=0.5)
-    names = [name(), name(fps=24), name(short_side=360), name(crf=20), name(preset="medium"), name(max_s=6.0)]
+    names = [name(), name(fps=24), name(short_side=360), name(qp=22), name(preset="medium"), name(max_s=6.0)]
     assert len(set(names)) == len(names)
 
 
@@ -368,7 +368,12 @@ def test_gaps_part_the_sound_and_drift_bends_it() -> None:
 
 @pytest.mark.parametrize(
     ("codec", "layout", "rate"),
-    [("pcm_s16le", "stereo", 44100), ("pcm_u8", "mono", 8000), ("flac", "5.1", 48000), ("pcm_f32le", "mono", 16000)],
+    [
+        ("pcm_s16le", "stereo", 44100),
+        ("pcm_u8", "mono", 8000),
+        ("pcm_s24le", "5.1", 48000),
+        ("pcm_f32le", "mono", 16000),
+    ],
 )
 def test_any_sound_comes_out_at_16_khz_mono_where_it_was(tmp_path: Path, codec: str, layout: str, rate: int) -> None:
     path = tmp_path / "a.mkv"
@@ -398,6 +403,7 @@ def test_any_sound_comes_out_at_16_khz_mono_where_it_was(tmp_path: Path, codec: 
     expected = np.where(due >= 1.0, np.sin(2 * np.pi * 440 * (due - 1.0)), 0.0)
     inner = slice(round(0.8 * 16000), round(2.3 * 16000))
     gain = float(np.dot(samples[inner], expected[inner]) / np.dot(expected[inner], expected[inner]))
-    assert gain > 0.3
-    assert np.abs(samples[inner] - gain * expected[inner]).max() < 0.02
+    assert gain == pytest.approx(0.5, abs=0.01)  # channels are averaged, not added up until they clip
+    # Matroska rounds time stamps to milliseconds; together they are worth more
+    assert np.abs(samples[inner] - gain * expected[inner]).max() < 0.05
     assert np.abs(samples[: round(0.59 * 16000)]).max() < 0.02

@@ -131,6 +131,23 @@ def test_what_a_demuxer_skips_is_bad_and_no_picture_stands_in_for_it(world, tmp_
     assert max(held) <= 41, "a picture is held where others are missing"
 
 
+@pytest.mark.parametrize("codec", ["libvpx", "libvpx-vp9"])
+def test_a_picture_at_rest_is_not_taken_for_damage(tmp_path: Path, codec: str) -> None:
+    """What changes little is said in few bytes, zeros among them."""
+    path = tmp_path / "slide.webm"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
+        slide = np.full((720, 1280, 3), 255, np.uint8)
+        slide[300:400, 200:900] = np.random.default_rng(1).integers(0, 255, (100, 700, 3), np.uint8)
+        for _ in range(50):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(slide, format="rgb24")))
+        container.mux(stream.encode(None))
+    good, bad = _seen(path)
+    assert len(good) == 50
+    assert not bad
+
+
 def test_frames_and_key_frames_of_a_clip(world, tmp_path: Path) -> None:
     source = ingest(str(world.path("fps_30.mp4")))
     storage, settings = Storage(str(tmp_path)), ClipSettings()

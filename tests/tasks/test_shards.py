@@ -68,7 +68,7 @@ def samples(storage: Storage, make_clip) -> list[Sample]:
 
 
 def files(storage: Storage) -> dict[str, bytes]:
-    return {name: storage.read_bytes(name) for name in storage.list("shards")}
+    return {name: storage.read_bytes(name) for name in storage.files("shards")}
 
 
 def test_plain_webdataset_reads_a_shard(storage: Storage, samples: list[Sample]) -> None:

@@ -1,0 +1,129 @@
+"""What a curation does again and what it does not; told without Prefect."""
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_manifests.sources import SourceRow
+from data_manifests.storage import Storage
+from tasks.curation import Curation, Unit
+from tasks.engine import Engine, StoreError
+from tasks.outcome import Outcome, ShardError
+from tasks.recipe import load_recipe
+
+Run = Callable[..., tuple[dict[str, int], Outcome]]
+
+
+@pytest.fixture(scope="module")
+def engine() -> Any:
+    with Engine(workers=2) as engine:
+        yield engine
+
+
+@pytest.fixture
+def run(engine: Engine, tmp_path: Path) -> Run:
+    """Curate uris with their metadata into a folder; gives units done by step, and the outcome with shards written."""
+
+    def run(
+        uris: dict[str, dict[str, str]], retry_errors: bool = False, **clips: float
+    ) -> tuple[dict[str, int], Outcome]:
+        recipe = load_recipe("demo")
+        recipe = recipe.model_copy(update={"clips": recipe.clips.model_copy(update=clips)})
+        rows = [SourceRow(uri, metadata, "manifest") for uri, metadata in uris.items()]
+        curation = Curation(recipe, Storage(str(tmp_path / "out")), rows, engine, retry_errors)
+        done: dict[str, int] = {}
+        for step, group in curation.walk():
+            units = step.units(group)
+            if units:
+                done[step.name] = curation.run(step, units).done
+        outcome = Outcome(curation)
+        plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]
+        outcome.write_shards(plans)
+        return done, outcome
+
+    return run
+
+
+def test_an_address_that_leads_nowhere_costs_only_its_own_row(run: Run, world: Any, tmp_path: Path) -> None:
+    good = str(world.path("talk_3s.mp4"))
+    (tmp_path / "loop.mp4").symlink_to(tmp_path / "loop.mp4")
+    os.mkfifo(tmp_path / "pipe.mp4")
+    odd = [f"{good}/inside.mp4", "/" + "x" * 300 + ".mp4", str(tmp_path / "loop.mp4"), str(tmp_path / "pipe.mp4")]
+    odd += [str(tmp_path), str(tmp_path / "nowhere.mp4"), "foo://bar/a.mp4"]
+    done, outcome = run({uri: {} for uri in [good, *odd]})
+    assert done["sources"] == 1 + len(odd) and done["clips"] == 1
+    assert {row["uri"]: row["status"] for row in outcome.sources} == {good: "ok"} | dict.fromkeys(odd, "error")
+    assert all(row["reason"] for row in outcome.sources if row["status"] == "error")
+
+
+def test_a_store_that_does_not_answer_is_no_fault_of_the_footage(
+    engine: Engine, tmp_path: Path, s3_folder: str
+) -> None:
+    from s3fs import S3FileSystem
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")  # nobody listens there
+        patch.setenv("AWS_MAX_ATTEMPTS", "1")
+        S3FileSystem.clear_instance_cache()  # connections are kept by address, not by endpoint
+        rows = [SourceRow("s3://elsewhere/talk.mp4", {}, "manifest")]
+        curation = Curation(load_recipe("demo"), Storage(str(tmp_path / "out")), rows, engine)
+        with pytest.raises(StoreError, match="look at the footage"):
+            curation.step["sources"].units(range(curation.partitions))
+        unit = Unit(rows[0].uri, "1-a", rows[0].uri)
+        with pytest.raises(StoreError), Engine(workers=1) as cut_off:  # its workers see the same environment
+            curation.engine = cut_off
+            curation.run(curation.step["sources"], [unit])
+        assert not curation.ledger.rows("sources", curation.step["sources"].fingerprint)
+    S3FileSystem.clear_instance_cache()
+
+
+def test_a_new_caption_is_measured_again_and_nothing_else(run: Run, world: Any) -> None:
+    uri = str(world.path("talk_3s.mp4"))
+    first, _ = run({uri: {"caption": "a man speaks"}})
+    assert first == {"sources": 1, "scenes": 1, "clips": 1, "people": 1, "motion": 1, "speech": 1}
+    assert run({uri: {"caption": "a man speaks", "shelf": "7"}})[0] == {}
+    done, outcome = run({uri: {"caption": "a medium shot of a man who speaks", "shelf": "7"}})
+    assert done == {"people": 1}
+    assert list(outcome.decisions["verdict"]) == ["keep"]
+
+
+def test_clips_that_stay_under_other_bounds_keep_their_measurements(run: Run, world: Any) -> None:
+    uri = str(world.path("cuts_plain.mp4"))
+    first, _ = run({uri: {}}, min_s=2.0)
+    assert first["people"] > 1
+    assert run({uri: {}}, min_s=1.5)[0] == {"clips": 1}
+
+
+def test_what_is_gone_from_the_output_is_said_and_can_be_made_again(run: Run, world: Any, tmp_path: Path) -> None:
+    uri, out = str(world.path("talk_3s.mp4")), tmp_path / "out"
+    run({uri: {}})
+    before = {path.name: path.read_bytes() for path in (out / "shards").iterdir()}
+    shutil.rmtree(out / "clips")
+    shutil.rmtree(out / "shards")
+    shutil.rmtree(out / "features")
+    with pytest.raises(ShardError, match="--retry-errors"):
+        run({uri: {}})
+    done, _ = run({uri: {}}, retry_errors=True)
+    assert done == {"clips": 1, "speech": 1}
+    assert {path.name: path.read_bytes() for path in (out / "shards").iterdir()} == before
+
+
+def test_errors_are_tried_again_only_on_demand(run: Run, world: Any, tmp_path: Path) -> None:
+    broken = str(world.path("truncated.mp4"))
+    assert run({broken: {}})[0] == {"sources": 1}
+    assert run({broken: {}})[0] == {}
+    assert run({broken: {}}, retry_errors=True)[0] == {"sources": 1}
+
+
+def test_backends_are_asked_once_a_stage_not_once_a_clip(run: Run, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from tasks.motion import Motion
+
+    asked = []
+    known = Motion.backend_version
+    monkeypatch.setattr(Motion, "backend_version", lambda self: asked.append(1) or known(self))
+    run({str(world.path("cuts_plain.mp4")): {}})
+    assert len(asked) <= 4
