@@ -12,6 +12,7 @@ help:  ## this list
 setup: $(STAMP)  ## make .venv with everything pinned
 
 $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
+	@echo "installing into $(VENV): some minutes, 3 GB"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.txt -r requirements-dev.txt
@@ -19,9 +20,11 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	touch $@
 
 demo: setup  ## make footage with known truth, curate it, and say where to look
-	$(BIN)/understudy sample $(FOOTAGE)
+	$(BIN)/understudy sample $(FOOTAGE) --group demo
 	$(BIN)/understudy curate $(FOOTAGE) --recipe data_manifests/demo.yaml --out $(OUT) || test $$? -eq 1
 	$(BIN)/understudy verify $(OUT)/dataset.json
+	@echo "The errors above are meant to be there: some of the footage is broken ($(FOOTAGE)/truth.csv says how)."
+	@echo "Look at $(OUT)/sources.csv, $(OUT)/clips.parquet, $(OUT)/dataset.json and $(OUT)/shards/."
 
 test: setup  ## the test suite
 	$(BIN)/python -m pytest

@@ -5,12 +5,15 @@ import signal
 import sys
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 app = typer.Typer(
-    help="From raw footage of people to a trained, talking, moving avatar.",
+    help="From raw footage of people to WebDataset shards that avatar models train on.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -39,14 +42,16 @@ def curate(
     Runs the Prefect flow `curate` on the server that PREFECT_API_URL names, or on a temporary one.
     Exit code: 0 done, 1 done but some sources or clips ended in errors, 2 failed.
     """
-    _prepare_prefect(verbose)
     from rich.console import Console
 
+    console = Console(stderr=True)
+    _refuse_early(console, manifest, recipe)
+    console.print("starting ...", style="dim")
+    _prepare_prefect(verbose)
     from flows import curate as flow_module
     from flows.progress import in_terminal
     from flows.summary import print_summary
 
-    console = Console(stderr=True)
     parameters = flow_module.CurateParameters(
         manifest=manifest, recipe=recipe, out=out, workers=workers, retry_errors=retry_errors
     )
@@ -105,6 +110,20 @@ def sample(
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
     typer.echo(f"{len(made)} files and their truth.csv in {folder}")
+
+
+def _refuse_early(console: "Console", manifest: str, recipe: str) -> None:
+    """Say at once what is wrong with a recipe or a manifest, not after the seconds that Prefect takes to start."""
+    from data_manifests.sources import ManifestError, read_sources
+    from data_manifests.strict import RecipeError
+    from tasks.recipe import load_recipe
+
+    try:
+        load_recipe(recipe)
+        next(read_sources(manifest), None)
+    except (RecipeError, ManifestError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from None
 
 
 def _end_soon_after_interrupt() -> None:

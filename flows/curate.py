@@ -1,8 +1,9 @@
 """The `curate` flow: footage in, WebDataset shards out, one task a step and group of partitions."""
 
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from prefect import flow, get_run_logger, task
+from prefect import flow, get_run_logger, runtime, task
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import opaque
@@ -37,7 +38,7 @@ class CurateParameters(BaseModel):
     manifest: str = Field(
         title="Footage",
         description="Address of a manifest (CSV, JSONL or Parquet with a `uri` column) or of a folder of videos. "
-        "A local path as the worker sees it, s3://bucket/key, or any fsspec address.",
+        "An absolute path on the worker's machine, s3://bucket/key, or any fsspec address.",
         json_schema_extra={"position": 1},
     )
     recipe: str = Field(
@@ -49,8 +50,8 @@ class CurateParameters(BaseModel):
     )
     out: str = Field(
         title="Output folder",
-        description="Where ledger, clips and shards are kept. Give the same folder again to go on from where a run "
-        "stopped, to add footage or to try other thresholds: only what is new costs time.",
+        description="Where ledger, clips and shards are kept: an absolute path or an address. Give the same folder "
+        "again to go on from where a run stopped, to add footage or to try other thresholds: only what is new costs time.",
         json_schema_extra={"position": 3},
     )
     workers: int | None = Field(
@@ -80,27 +81,23 @@ def _is_io(_task: Any, _run: Any, state: Any) -> bool:
     return False
 
 
-@task(
-    task_run_name="{name} {group}",
-    retries=3,
-    retry_delay_seconds=[10, 60, 300],
-    retry_condition_fn=_is_io,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+# what has a row or a shard is kept anyway, so Prefect is to cache nothing
+_TASK: dict[str, Any] = {
+    "retries": 3,
+    "retry_delay_seconds": [10, 60, 300],
+    "retry_condition_fn": _is_io,
+    "cache_policy": NO_CACHE,
+    "persist_result": False,
+}
+
+
+@task(task_run_name="{name} {group}", **_TASK)
 def run_step(name: str, group: str, curation: Curation, step: Step, units: list[Unit]) -> StepResult:
     """One step over a group of partitions. `name` and `group` are for the UI."""
     return curation.run(step, units, StepProgress(name, len(units)))
 
 
-@task(
-    task_run_name="shards {group}",
-    retries=3,
-    retry_delay_seconds=[10, 60, 300],
-    retry_condition_fn=_is_io,
-    cache_policy=NO_CACHE,
-    persist_result=False,
-)
+@task(task_run_name="shards {group}", **_TASK)
 def write_shards(group: str, outcome: Outcome, plans: list[ShardPlan]) -> list[ShardEntry]:
     """Write those shards of a group of partitions that are not there yet."""
     return outcome.write_shards(plans, StepProgress("shards", len(plans)))
@@ -113,6 +110,7 @@ def curate(parameters: CurateParameters) -> Summary:
     Raises one of USER_ERRORS when the manifest, the recipe, a backend or the store cannot be used.
     """
     end_server_with_us()
+    _check_paths(parameters)
     recipe = load_recipe(parameters.recipe)
     storage = Storage(parameters.out)
     logger = get_run_logger()
@@ -131,23 +129,33 @@ def curate(parameters: CurateParameters) -> Summary:
                 result = run_step(step.name, label, curation, step, _unseen(units))
                 results[step.name] = results[step.name] + result if step.name in results else result
         outcome = Outcome(curation, bad_rows)
+        written = 0
         entries: list[ShardEntry] = []
         for group in curation.groups():
             plans = [plan for partition in group for plan in outcome.plan_shards(partition)]
             there = {plan.name: read_entry(plan, storage) for plan in plans}
             missing = [plan for plan in plans if there[plan.name] is None]
             entries += [entry for entry in there.values() if entry is not None]
+            written += len(missing)
             if missing:
                 entries += write_shards(f"{group[0]}-{group[-1]}", outcome, _unseen(missing))
         manifest = DatasetManifest.of(outcome.recipe_name, parameters.manifest, entries)
         outcome.record(manifest)
-        summary = summarise(outcome, results, manifest, changes)
+        summary = summarise(outcome, results, manifest, changes, written)
     try:
         create_table_artifact(table=funnel_rows(summary), key="funnel", description="Clips and hours, step by step")
         create_markdown_artifact(markdown=to_markdown(summary), key="summary", description="What came of this run")
     except Exception as error:  # the shards are written, whatever the server says
         logger.warning("funnel and summary are not shown in the UI: %s", error)
     return summary
+
+
+def _check_paths(parameters: CurateParameters) -> None:
+    """A deployed run works in a folder that its worker removes afterwards, and all that was written there with it."""
+    for name in ("manifest", "out"):
+        path = getattr(parameters, name)
+        if runtime.deployment.id and "://" not in path and not Path(path).is_absolute():
+            raise OutputError(f"{name} {path!r}: a deployed run needs an absolute path or an address such as s3://...")
 
 
 def _unseen(values: list[T]) -> list[T]:

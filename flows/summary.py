@@ -13,11 +13,11 @@ _SHOWN_PROBLEMS = 20
 
 
 class FunnelRow(BaseModel):
-    """One line of the funnel. count: sources or clips. hours: their length."""
+    """One line of the funnel. count: sources or clips. hours: their length, where it is known."""
 
     what: str
     count: int
-    hours: float
+    hours: float | None
 
 
 class Problem(BaseModel):
@@ -34,6 +34,7 @@ class Summary(BaseModel):
     funnel: list[FunnelRow]
     problems: list[Problem]
     errors: int
+    written: int  # shards, in this run
     changes: list[str]  # what had to be made anew, and because of which setting
     new: dict[str, int]  # units done in this run, by step
     seconds: dict[str, float]  # by step
@@ -46,6 +47,7 @@ def summarise(
     results: "dict[str, StepResult]",
     manifest: "DatasetManifest",
     changes: list[str],
+    written: int,
 ) -> Summary:
     """Gather what a run found and did."""
     problems = [Problem(where=where, reason=reason) for where, reason in outcome.problems()]
@@ -54,6 +56,7 @@ def summarise(
         funnel=[FunnelRow(what=what, count=count, hours=hours) for what, count, hours in outcome.funnel()],
         problems=problems[:_SHOWN_PROBLEMS],
         errors=len(problems),
+        written=written,
         changes=changes,
         new={name: result.done for name, result in results.items()},
         seconds={name: round(result.seconds, 1) for name, result in results.items()},
@@ -64,7 +67,7 @@ def summarise(
 
 def funnel_rows(summary: Summary) -> list[dict[str, Any]]:
     """The funnel as a Prefect table artifact takes it."""
-    return [{"what": row.what, "count": row.count, "hours": round(row.hours, 4)} for row in summary.funnel]
+    return [{"what": row.what, "count": row.count, "hours": _hours(row.hours)} for row in summary.funnel]
 
 
 def to_markdown(summary: Summary) -> str:
@@ -74,7 +77,7 @@ def to_markdown(summary: Summary) -> str:
         "",
         "| | count | hours |",
         "| --- | ---: | ---: |",
-        *(f"| {_cell(row.what)} | {row.count} | {row.hours:.3f} |" for row in summary.funnel),
+        *(f"| {_cell(row.what)} | {row.count} | {_hours(row.hours)} |" for row in summary.funnel),
         "",
         *(f"- {_cell(line)}" for line in summary.changes),
         "",
@@ -103,7 +106,7 @@ def print_summary(summary: Summary) -> None:
     table.add_column("count", justify="right")
     table.add_column("hours", justify="right")
     for row in summary.funnel:
-        table.add_row(escape(row.what), str(row.count), f"{row.hours:.3f}")
+        table.add_row(escape(row.what), str(row.count), _hours(row.hours))
     console.print(table)
     for problem in summary.problems:
         console.print(f"error: {problem.where}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
@@ -111,13 +114,18 @@ def print_summary(summary: Summary) -> None:
         console.print(f"and {summary.errors - len(summary.problems)} more errors: see sources.csv and clips.parquet")
     for line in summary.changes:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    done = ", ".join(f"{count} {name}" for name, count in summary.new.items()) or "nothing: all was there already"
-    console.print(f"done in this run: {done}", highlight=False)
+    new = summary.new | ({"shards": summary.written} if summary.written else {})
+    done = ", ".join(f"{count} {name}" for name, count in new.items()) or "nothing: all was there already"
+    console.print(f"done in this run: {done}", highlight=False, soft_wrap=True)
     console.print(
         f"{summary.samples} samples in {summary.shards} shards: {summary.out}/dataset.json",
         highlight=False,
         soft_wrap=True,
     )
+
+
+def _hours(hours: float | None) -> str:
+    return "" if hours is None else f"{hours:.3f}"
 
 
 def _cell(text: str) -> str:

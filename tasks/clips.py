@@ -52,9 +52,9 @@ class ClipSettings(Strict):
 
     fps: int = Field(25, ge=1, le=120)
     short_side: int = Field(480, ge=16, multiple_of=2)
-    min_s: float = Field(5.0, gt=0)
-    max_s: float = Field(20.0, gt=0)
-    trim_s: float = Field(0.12, ge=0)
+    min_s: float = Field(5.0, gt=0, le=86_400)
+    max_s: float = Field(20.0, gt=0, le=86_400)
+    trim_s: float = Field(0.12, ge=0, le=86_400)
     qp: int = Field(20, ge=1, le=51)
     preset: Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower", "veryslow"] = (
         "ultrafast"

@@ -207,7 +207,7 @@ class Curation:
                 done += 1
                 errors += bool(outcome.error)
                 if outcome.error:
-                    log.warning("%s: %s: %s", step.name, unit.key, outcome.error)
+                    log.warning("%s: %s: %s", step.name, getattr(unit.value, "name", unit.key), outcome.error)
                 if progress is not None:
                     progress(done, len(units), errors)
                 if time.monotonic() - flushed > _FLUSH_S:
@@ -289,10 +289,11 @@ class Curation:
         """
         step = self.step["clips"]
         metadata = {source.info.source_id: source.metadata for source in self.sources(partition)}
-        wanted = ["clip_id", "source_id", "frames", "fps", "audio"]
+        wanted = ["clip_id", "source_id", "start_s", "end_s", "frames", "fps", "video", "audio"]
         clips = self.ledger.read_list(step.name, step.fingerprint, "clips", partition, wanted)
         clips = clips[clips["source_id"].isin(list(metadata))]
-        clips = clips.assign(duration_s=clips["frames"] / clips["fps"]).set_index("clip_id")[["duration_s", "audio"]]
+        clips = clips.assign(duration_s=clips["frames"] / clips["fps"]).set_index("clip_id")
+        clips = clips[["start_s", "end_s", "duration_s", "video", "audio"]]
         needed = self.recipe.policy.columns()
         tables = {}
         for name in self.stages if stages is None else stages:

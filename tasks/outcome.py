@@ -162,20 +162,22 @@ class Outcome:
         found += [(key, f"{row['stage']}: {row['error']}") for key, row in failed.to_dict("index").items()]
         return found
 
-    def funnel(self) -> list[tuple[str, int, float]]:
+    def funnel(self) -> list[tuple[str, int, float | None]]:
         """(what, how many, hours), from the footage that came in to the tiers that came out."""
         rows = self.sources
-        lines: list[tuple[str, int, float]] = [("rows of the manifest", len(rows), 0.0)]
+        lines: list[tuple[str, int, float | None]] = [("rows of the manifest", len(rows), None)]
         for status in ("bad row", "error", "duplicate", "ok"):
             some = [row for row in rows if row["status"] == status]
             hours = sum(row.get("duration_s") or 0.0 for row in some) / 3600
             if some or status == "ok":
-                lines.append((_STATUS_WORDS[status], len(some), hours))
+                lines.append((_STATUS_WORDS[status], len(some), hours if status == "ok" else None))
         step = self.curation.step["clips"]
         skipped = self.curation.ledger.read_list(step.name, step.fingerprint, "skipped", None, _SKIPPED)
         ours = skipped[skipped["key"].isin([row["source_id"] for row in rows if row.get("source_id")])]
         for reason, some in ours.groupby("reason"):
-            lines.append((f"  left out: {reason}", len(some), float((some["end_s"] - some["start_s"]).sum()) / 3600))
+            lines.append(
+                (f"  parts left out: {reason}", len(some), float((some["end_s"] - some["start_s"]).sum()) / 3600)
+            )
         table = funnel(self.frame, self.decisions, self.policy, list(self.curation.stages))
         for row in table.to_dict("records"):
             label = _FUNNEL_WORDS[row["what"]].format(**row)
@@ -192,7 +194,14 @@ class Outcome:
         writer.writerows(self.sources)
         storage.write_bytes("sources.csv", text.getvalue().encode("utf-8", "surrogateescape"))
         table = self.decisions.reset_index()
-        table.insert(1, "duration_s", self.frame["clips.duration_s"].to_numpy())
+        uris = {row.get("source_id"): row["uri"] for row in self.sources if row["status"] == "ok"}
+        about = self.frame.reset_index()
+        table.insert(1, "uri", table["clip_id"].str[:16].map(uris))
+        for at, name in enumerate(("start_s", "end_s", "duration_s", "video"), 2):
+            table.insert(at, name, about[f"clips.{name}"])
+        needed = self.policy.columns()
+        scores = [f"{stage}.{column}" for stage in self.curation.stages for column in needed.get(stage, ())]
+        table = table.join(about[scores])
         storage.write("clips.parquet", lambda path: table.to_parquet(path, index=False))
         recipe = (
             json.dumps(self.curation.recipe.model_dump(mode="json", exclude={"run"}), indent=1, ensure_ascii=False)

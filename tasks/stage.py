@@ -68,13 +68,13 @@ class Stage(ABC, Generic[Settings]):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
-    @abstractmethod
     def backend_version(self) -> str:
-        """The backend's own version: of its library where that can change a number, and of its weights."""
+        """The backend's own version: of its library where that can change a number, and of its weights; "" for a
+        backend that is all in the stage's own code."""
+        return ""
 
-    @abstractmethod
     def check(self) -> None:
-        """See before any work starts that the backend can run. Raises MissingBackend."""
+        """See before any work starts that the backend can run. Raises MissingBackend; nothing to see by default."""
 
     @abstractmethod
     def measure(self, clip: Clip) -> Measurement:

@@ -75,5 +75,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(footage: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_ten_kills_change_nothing(footage: Path, tmp_path: Path) -> None:
     survive(footage, tmp_path, kills=10)

@@ -136,7 +136,7 @@ def test_a_picture_at_rest_is_not_taken_for_damage(tmp_path: Path, codec: str) -
     """What changes little is said in few bytes, zeros among them."""
     path = tmp_path / "slide.webm"
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
+        stream = container.add_stream(codec, rate=25, options={"deadline": "realtime", "cpu-used": "8"})
         stream.width, stream.height, stream.pix_fmt = 1280, 720, "yuv420p"
         slide = np.full((720, 1280, 3), 255, np.uint8)
         slide[300:400, 200:900] = np.random.default_rng(1).integers(0, 255, (100, 700, 3), np.uint8)

@@ -181,7 +181,7 @@ def test_a_shard_is_whole_or_absent_after_a_kill(storage: Storage, samples: list
         writer.kill()
     assert [path.suffix for path in shards.iterdir()] == [".tmp"]
     kept.replace(video)
-    storage.sweep()
+    storage.sweep(["shards"])
     entry = write_shard(plan, storage)
     assert hashlib.sha256(storage.read_bytes(plan.name)).hexdigest() == entry.sha256
     assert len(list(shards.iterdir())) == 2
