@@ -51,7 +51,7 @@ class CurateParameters(BaseModel):
     out: str = Field(
         title="Output folder",
         description="Where ledger, clips and shards are kept: an absolute path or an address. Give the same folder "
-        "again to go on from where a run stopped, to add footage or to try other thresholds: only what is new costs time.",
+        "again to go on from where a run stopped, to add footage or to try other thresholds: only new work costs time.",
         json_schema_extra={"position": 3},
     )
     workers: int | None = Field(
