@@ -8,6 +8,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+import psutil
 import pytest
 import soundfile
 from hypothesis import given
@@ -407,3 +408,16 @@ def test_any_sound_comes_out_at_16_khz_mono_where_it_was(tmp_path: Path, codec: 
     # Matroska rounds time stamps to milliseconds; together they are worth more
     assert np.abs(samples[inner] - gain * expected[inner]).max() < 0.05
     assert np.abs(samples[: round(0.59 * 16000)]).max() < 0.02
+
+
+def test_memory_does_not_grow_with_the_number_of_clips(world, tmp_path: Path) -> None:
+    """An encoder that is not let go of costs some megabytes a clip."""
+    path = world.path("talk_3s.mp4")
+    source = ingest(str(path))
+    settings = ClipSettings(min_s=0.48, max_s=0.6, trim_s=0.0)
+    clips, _ = plan(source, [Shot(0.0, 3.0, 0.0, 3.0, False, False)], [], settings)
+    used = []
+    for number in range(12):
+        write_clips(source, path, clips, settings, Storage(str(tmp_path / str(number))))
+        used.append(psutil.Process().memory_info().rss)
+    assert used[-1] - used[3] < 8e6
