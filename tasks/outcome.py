@@ -98,7 +98,7 @@ class Outcome:
         return f"{decision['audio_rule']}: {decision['audio_value']}, wanted {decision['audio_threshold']}"
 
     def write_shards(self, plans: list[ShardPlan], progress: Progress | None = None) -> list[ShardEntry]:
-        """Write the shards that are not there yet. Raises StoreError, or ShardError where another try would not help."""
+        """Write the shards that are not there yet. Raises StoreError, or ShardError for what would fail again."""
         job = WriteShard(self.curation.storage)
         entries: list[ShardEntry] = []
         for outcome in self.curation.engine.map(job, plans, self.curation.recipe.run.time_limit("shards")):
