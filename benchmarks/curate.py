@@ -29,8 +29,7 @@ from tasks.scenes import find_shots
 from tasks.stages import STAGES
 from tests.world import make
 
-MADE = ["talk_hd.mp4", "talk_45s.mp4", "cuts_plain.mp4", "fps_60.mp4"]
-SOURCES = ["camera_hd.mp4", *MADE]
+SOURCES = ["talk_hd.mp4", "talk_45s.mp4", "cuts_plain.mp4", "fps_60.mp4"]
 
 
 def table(title: str, head: list[str], rows: list[list[str]]) -> None:
@@ -57,10 +56,12 @@ def as_a_camera_would(source: Path, target: Path) -> None:
 
     noise = np.random.default_rng(0)
     with av.open(str(source)) as given, av.open(str(target), "w") as made:
-        video = made.add_stream("libx264", rate=25, options={"preset": "medium", "crf": "20"})
-        video.width, video.height, video.pix_fmt = 1280, 720, "yuv420p"
+        pictures = given.streams.video[0]
+        options = {"preset": "medium", "crf": "20"}
+        video = made.add_stream("libx264", rate=pictures.average_rate, options=options)
+        video.width, video.height, video.pix_fmt = pictures.width, pictures.height, "yuv420p"
         sound = made.add_stream_from_template(given.streams.audio[0])
-        for packet in given.demux(given.streams.video[0], given.streams.audio[0]):
+        for packet in given.demux(pictures, given.streams.audio[0]):
             if packet.stream.type == "audio":
                 if packet.dts is not None:
                     packet.stream = sound
@@ -241,8 +242,10 @@ def main() -> None:
     chosen = sys.argv[1:] or ["speed", "workers", "rerun", "memory"]
     with tempfile.TemporaryDirectory(prefix="understudy-bench-") as name:
         folder = Path(name)
-        make(folder / "footage", names=MADE)
-        as_a_camera_would(folder / "footage" / "talk_hd.mp4", folder / "footage" / "camera_hd.mp4")
+        make(folder / "made", names=SOURCES)
+        (folder / "footage").mkdir()
+        for source in SOURCES:
+            as_a_camera_would(folder / "made" / source, folder / "footage" / source)
         for part in chosen:
             {"speed": speed, "workers": workers, "rerun": rerun, "memory": memory}[part](folder)
 

@@ -1,10 +1,14 @@
 """A clip as the stages see it: constant frame rate, square pixels, upright; 16 kHz mono sound beside it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from tasks.stage import Measurement
 
 SAMPLE_RATE = 16_000  # Hz, of every clip's sound
 
@@ -39,11 +43,16 @@ class ClipRecord:
 
 @dataclass(frozen=True)
 class Clip:
-    """A clip whose files are at hand on a local disk."""
+    """A clip whose files are at hand on a local disk.
+
+    found: what the stages that the measuring one `needs` or `uses` found in this clip, by stage; the arrays and files
+        of a measurement are read when asked for.
+    """
 
     record: ClipRecord
     video_path: Path
     audio_path: Path | None
+    found: "Mapping[str, Measurement]" = field(default_factory=dict)
 
     def frames(self, rate: float | None = None, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
         """Decode frames in order.

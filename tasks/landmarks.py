@@ -1,10 +1,11 @@
-"""Faces and body landmarks by MediaPipe, the one module that imports it.
+"""Faces and body landmarks by MediaPipe, and the one door to it: no other module imports it.
 
 MediaPipe 0.10.21 is the last release with its models inside the wheel. It is installed apart from the rest, because it
 declares older libraries than those it works with.
 """
 
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import math
@@ -51,29 +52,31 @@ def version() -> str:
         raise MissingBackend(f"mediapipe is not installed in {sys.prefix}; {_INSTALL}") from None
 
 
-def check() -> None:
-    """See, without the second that its import takes, that MediaPipe and its models are here. Raises MissingBackend."""
+def check(*models: str) -> None:
+    """See, without the second that its import takes, that MediaPipe is here, and its files of models.
+
+    models: paths inside the package, such as "modules/face_landmark/face_landmark.tflite"; those of this module's
+        `Landmarks` when none are given. Raises MissingBackend.
+    """
     release = version()
     spec = importlib.util.find_spec("mediapipe")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     if not folders:
         raise MissingBackend(f"mediapipe {release} is listed in {sys.prefix} and cannot be found; {_INSTALL}")
-    missing = [name for name in _MODELS if not (Path(folders[0]) / name).is_file()]
+    missing = [name for name in models or _MODELS if not (Path(folders[0]) / name).is_file()]
     if missing:
         raise MissingBackend(f"mediapipe {release} in {folders[0]} lacks {', '.join(missing)}; {_INSTALL}")
     if int(importlib.metadata.version("protobuf").split(".")[0]) >= 7:
         raise MissingBackend("mediapipe cannot run with protobuf 7 or newer; install protobuf==6.33.5")
 
 
-def solutions() -> tuple[ModuleType, ModuleType]:
-    """MediaPipe's face_detection and pose modules. Raises MissingBackend."""
-    check()
+def solution(name: str) -> ModuleType:
+    """One of MediaPipe's solutions: face_detection, pose, face_mesh, hands, holistic. Raises MissingBackend."""
     try:
-        with _quiet():
-            from mediapipe.python.solutions import face_detection, pose
+        with quiet():
+            return importlib.import_module(f"mediapipe.python.solutions.{name}")
     except ImportError as error:
         raise MissingBackend(f"mediapipe {version()} cannot be imported: {error}; {_INSTALL}") from error
-    return face_detection, pose
 
 
 class Landmarks:
@@ -83,8 +86,9 @@ class Landmarks:
     """
 
     def __init__(self, min_confidence: float) -> None:
-        face_detection, pose = solutions()
-        with _quiet():
+        check()
+        face_detection, pose = solution("face_detection"), solution("pose")
+        with quiet():
             # the full range model: it finds faces from a tenth of the frame's height to all of it
             self._detector = face_detection.FaceDetection(model_selection=1, min_detection_confidence=min_confidence)
             self._pose = pose.Pose(static_image_mode=True, model_complexity=1, min_detection_confidence=min_confidence)
@@ -115,7 +119,7 @@ class Landmarks:
         return sorted(found, key=lambda f: (-f.height, f.x, f.y))
 
     def _detect(self, image: np.ndarray) -> list[Face]:
-        with _quiet():
+        with quiet():
             detections = self._detector.process(image).detections or []
         boxes = [(d.location_data.relative_bounding_box, float(d.score[0])) for d in detections]
         return [Face(box.xmin, box.ymin, box.width, box.height, score) for box, score in boxes]
@@ -126,7 +130,7 @@ class Landmarks:
         Returns: [33, 3] float32: x, y as fractions of width and height (beyond 0..1 where a part is outside the
         frame), and visibility 0..1; in the order of MediaPipe's PoseLandmark (BlazePose, Bazarevsky et al. 2020).
         """
-        with _quiet():
+        with quiet():
             found = self._pose.process(image).pose_landmarks
         if found is None:
             return None
@@ -140,7 +144,7 @@ def _offsets(length: int, side: int) -> list[int]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep off the terminal what native code writes to the error stream; MediaPipe 0.10.21 has no setting for it."""
     sys.stderr.flush()
     kept = os.dup(2)

@@ -6,6 +6,7 @@ A stage knows nothing of how it is run, where its rows are kept or what threshol
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
@@ -40,11 +41,14 @@ class Measurement:
 
     columns: the ledger row's values, one for each of the stage's declared columns; None where a value has no meaning
         for this clip (a speech fraction without sound).
-    arrays: features stored beside the video, by name; each [frames, ...], aligned to the clip's frames.
+    arrays: features stored beside the video, by name; each [frames, ...], aligned to the clip's frames, unless the
+        stage lists it among its `unaligned` arrays.
+    files: whole files stored beside the video, by name with extension ("plan.json"); their bytes.
     """
 
     columns: dict[str, Value]
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
+    arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 Settings = TypeVar("Settings", bound=StageSettings)
@@ -58,12 +62,18 @@ class Stage(ABC, Generic[Settings]):
         version: raised by one whenever a change of the code changes a measurement.
         columns: the declared columns and their types, one of float, int, bool, str.
         reads: names of manifest fields that the measurement depends on (such as "caption").
+        needs: earlier stages whose findings it cannot do without; `uses`: whose findings it takes where the recipe has
+            them. Both are at hand in `Clip.found`.
+        unaligned: names of arrays that do not have one entry a frame.
     """
 
     name: ClassVar[str]
     version: ClassVar[int]
     columns: ClassVar[dict[str, type]]
     reads: ClassVar[tuple[str, ...]] = ()
+    needs: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[tuple[str, ...]] = ()
+    unaligned: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
