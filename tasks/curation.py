@@ -23,8 +23,9 @@ from tasks import ingest as ingest_stage
 from tasks import scenes as scenes_stage
 from tasks.clip import ClipRecord
 from tasks.engine import Engine, store_access
+from tasks.findings import Finding, file_name
 from tasks.ingest import SourceInfo, signature
-from tasks.jobs import FindShots, MeasureClip, Source, WriteClips, feature_name, ingest_source
+from tasks.jobs import FindShots, MeasureClip, Source, WriteClips, ingest_source
 from tasks.ledger import Ledger, partition_of, schema_for
 from tasks.policy import alive, join
 from tasks.recipe import Recipe
@@ -91,6 +92,8 @@ class Curation:
         self._sources: dict[int, list[Source]] | None = None
         self.same_as: dict[str, str] = {}  # uri of a copy -> uri of the file that counts
         self.step: dict[str, Step] = {}
+        self.upstream: dict[str, list[str]] = {}  # stage -> those before it that its measurement starts from
+        self.reads: dict[str, tuple[str, ...]] = {}  # stage -> fields of the manifest that its measurement depends on
         for step in (self._ingest_step, self._scenes_step, self._clips_step):
             self._add(step())
         for name in recipe.measure:
@@ -163,22 +166,36 @@ class Curation:
             found: list[Unit] = []
             for partition in partitions:
                 let_through = alive(self.frame(partition, before), self.recipe.policy, before)
-                inputs = {s.info.source_id: _inputs(s.metadata, stage) for s in self.sources(partition)}
+                inputs = {s.info.source_id: _inputs(s.metadata, self.reads[name]) for s in self.sources(partition)}
                 wanted = [Unit(key, inputs[key[:16]], key) for key in let_through.index[let_through]]
                 missing = {unit.key: unit for unit in self._missing(name, [partition], wanted)}
                 if missing:
-                    records = (r for r in self.records(partition) if r.clip_id in missing)
-                    found += [dataclasses.replace(missing[r.clip_id], value=r) for r in records]
+                    rows = {other: self.rows_of(other, partition) for other in self.upstream[name]}
+                    for record in self.records(partition):
+                        if record.clip_id in missing:
+                            findings = self.findings(record.clip_id, rows)
+                            value = self.remade(record, findings), findings
+                            found.append(dataclasses.replace(missing[record.clip_id], value=value))
             return found
 
         before = list(self.stages)[: list(self.stages).index(name)]
-        made = fingerprint(name, stage.version, stage.backend_version(), stage.settings)
+        self.upstream[name] = [
+            other for other in before if other in (*stage.needs, *stage.uses) or self.stages[other].remakes_clip
+        ]
+        # what an earlier stage read from the manifest has gone into what it found
+        self.reads[name] = tuple(
+            sorted({*stage.reads, *(r for other in self.upstream[name] for r in self.reads[other])})
+        )
+        upstream = " ".join(f"{other}:{self.step[other].fingerprint}" for other in self.upstream[name])
+        made = fingerprint(name, stage.version, stage.backend_version(), stage.settings, upstream)
         job = MeasureClip(name, stage.settings, made, self.storage)
-        schema = schema_for({**stage.columns, "arrays": pa.list_(pa.string()), "arrays_bytes": int})
+        names = pa.list_(pa.string())
+        schema = schema_for({**stage.columns, "arrays": names, "arrays_bytes": int, "files": names, "files_bytes": int})
         about = _about(stage.version, stage.backend_version(), stage.settings)
 
         def gone(row: dict[str, Any]) -> bool:
-            return not all(self.storage.exists(feature_name(name, made, row["key"], array)) for array in row["arrays"])
+            files = [f"{array}.npy" for array in row["arrays"]] + list(row["files"] or ())
+            return not all(self.storage.exists(file_name(name, made, row["key"], file)) for file in files)
 
         return Step(name, made, schema, job, units, about, gone)
 
@@ -282,6 +299,20 @@ class Curation:
         ]
         return sorted(found, key=lambda record: record.clip_id)
 
+    def findings(self, clip_id: str, rows: Mapping[str, Mapping[str, dict[str, Any]]]) -> list[Finding]:
+        """What stages found in a clip. rows: by stage, in the recipe's order, and clip_id, all without an error."""
+        return [
+            Finding.of(name, self.step[name].fingerprint, table[clip_id], self.stages[name].columns)
+            for name, table in rows.items()
+        ]
+
+    def remade(self, record: ClipRecord, findings: Iterable[Finding]) -> ClipRecord:
+        """The clip as the last of those stages that remake it has left it."""
+        for finding in findings:
+            if self.stages[finding.stage].remakes_clip:
+                record = finding.remake(record)
+        return record
+
     def frame(self, partition: int, stages: Iterable[str] | None = None) -> "pd.DataFrame":
         """What the ledger holds of a partition's clips, one row a clip, as tasks.policy reads it.
 
@@ -300,7 +331,7 @@ class Curation:
             columns = ["status", "error", "inputs", *needed.get(name, ())]
             table = self.ledger.read(name, self.step[name].fingerprint, partition, columns)
             # a row made from a caption that has changed since is no row
-            present = {source_id: _inputs(about, self.stages[name]) for source_id, about in metadata.items()}
+            present = {source_id: _inputs(about, self.reads[name]) for source_id, about in metadata.items()}
             tables[name] = table[table["inputs"] == table["key"].str[:16].map(present)]
         return join(clips, tables)
 
@@ -365,9 +396,9 @@ def _about(version: object, backend_version: str, settings: Strict) -> dict[str,
     return {"version": version, "backend_version": backend_version, "settings": settings.model_dump(mode="json")}
 
 
-def _inputs(metadata: Mapping[str, str], stage: Stage[Any]) -> str:
-    """A short hash of the manifest fields that the stage reads; "" when it reads none."""
-    if not stage.reads:
+def _inputs(metadata: Mapping[str, str], reads: Sequence[str]) -> str:
+    """A short hash of the manifest fields that a stage reads; "" when it reads none."""
+    if not reads:
         return ""
-    read = json.dumps([metadata.get(name) for name in stage.reads])
+    read = json.dumps([metadata.get(name) for name in reads])
     return hashlib.sha256(read.encode()).hexdigest()[:12]

@@ -6,19 +6,17 @@ Jobs are small picklable values; each returns the columns of a ledger row, and r
 import contextlib
 import dataclasses
 import functools
-import io
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from data_manifests.dataset import ShardEntry
 from data_manifests.storage import Storage, local_copy
 from tasks.clip import Clip, ClipRecord
 from tasks.clips import ClipSettings, plan, write_clips
 from tasks.engine import StoreError, store_access
+from tasks.findings import Finding, file_name, npy_bytes
 from tasks.ingest import SourceInfo, ingest, of_the_file
 from tasks.scenes import ScenesSettings, Shot, Span, find_shots
 from tasks.shards import ShardPlan, write_shard
@@ -84,28 +82,34 @@ class WriteClips:
 
 @dataclass(frozen=True)
 class MeasureClip:
-    """Measure a clip with one stage and keep its arrays; the ledger row is the caller's to write, after them."""
+    """Measure a clip with one stage and keep what it gives; the ledger row is the caller's to write, after that."""
 
     stage: str
     settings: StageSettings
     fingerprint: str
     storage: Storage
 
-    def __call__(self, record: ClipRecord) -> dict[str, Any]:
+    def __call__(self, unit: tuple[ClipRecord, list[Finding]]) -> dict[str, Any]:
+        record, findings = unit
         stage = _stage(self.stage, self.settings)
+        found = {finding.stage: finding.measurement(self.storage, record.clip_id) for finding in findings}
         with contextlib.ExitStack() as files:
             with store_access(f"fetch {record.video}"):
                 video = files.enter_context(self.storage.local(record.video))
                 audio = files.enter_context(self.storage.local(record.audio)) if record.audio else None
-            measurement = stage.measure(Clip(record, video, audio))
+            measurement = stage.measure(Clip(record, video, audio, found))
         _check(stage, measurement, record)
-        size = 0
-        for name, array in measurement.arrays.items():
-            data = npy_bytes(array)
-            size += len(data)
+        arrays = {f"{name}.npy": npy_bytes(array) for name, array in measurement.arrays.items()}
+        for name, data in (arrays | dict(measurement.files)).items():
             with store_access(f"write the {name} of {record.clip_id}"):
-                self.storage.write_bytes(feature_name(self.stage, self.fingerprint, record.clip_id, name), data)
-        return {**measurement.columns, "arrays": sorted(measurement.arrays), "arrays_bytes": size}
+                self.storage.write_bytes(file_name(self.stage, self.fingerprint, record.clip_id, name), data)
+        return {
+            **measurement.columns,
+            "arrays": sorted(measurement.arrays),
+            "arrays_bytes": sum(map(len, arrays.values())),
+            "files": sorted(measurement.files),
+            "files_bytes": sum(map(len, measurement.files.values())),
+        }
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,7 @@ def _check(stage: Stage[Any], measurement: Measurement, record: ClipRecord) -> N
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"stage {stage.name}: {name} is {value}; a value that has no meaning is None")
     for name, array in measurement.arrays.items():
-        if array.shape[:1] != (record.frames,):
+        if name not in stage.unaligned and array.shape[:1] != (record.frames,):
             raise ValueError(f"stage {stage.name}: {name} has shape {array.shape} for {record.frames} frames")
 
 
@@ -134,15 +138,3 @@ def _check(stage: Stage[Any], measurement: Measurement, record: ClipRecord) -> N
 def _stage(name: str, settings: StageSettings) -> Stage[Any]:
     """A worker's stage, made once: its models stay loaded."""
     return STAGES[name](settings)
-
-
-def feature_name(stage: str, fingerprint: str, clip_id: str, array: str) -> str:
-    """Where a stage's array for a clip is kept in the run's storage."""
-    return f"features/{stage}/{fingerprint}/{clip_id}.{array}.npy"
-
-
-def npy_bytes(array: np.ndarray) -> bytes:
-    """`array` in NumPy's own file format, without pickled objects."""
-    buffer = io.BytesIO()
-    np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-    return buffer.getvalue()

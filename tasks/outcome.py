@@ -11,8 +11,9 @@ from data_manifests.lineage import RecipeName
 from data_manifests.sources import BadRow
 from tasks.clip import ClipRecord
 from tasks.curation import Curation, Progress
+from tasks.findings import Finding
 from tasks.ingest import SourceInfo
-from tasks.jobs import WriteShard, feature_name
+from tasks.jobs import WriteShard
 from tasks.policy import decide, funnel, rule_results
 from tasks.recipe import recipe_hash
 from tasks.shards import Sample, ShardPlan, lineage, plan_shards
@@ -58,23 +59,28 @@ class Outcome:
         for record in records:
             decision = decisions[record.clip_id]
             if decision["verdict"] == "keep":
-                rows = {name: table[record.clip_id] for name, table in tables.items()}
-                sample = self._sample(record, sources[record.source_id], rows, decision)
+                findings = self.curation.findings(record.clip_id, tables)
+                sample = self._sample(record, sources[record.source_id], findings, decision)
                 samples[decision["tier"]].append(sample)
         settings = self.curation.recipe.shards
         return [plan for tier, some in samples.items() for plan in plan_shards(some, settings, partition, tier)]
 
     def _sample(
-        self, record: ClipRecord, source: SourceInfo, rows: dict[str, dict[str, Any]], decision: dict[str, Any]
+        self, record: ClipRecord, source: SourceInfo, findings: list[Finding], decision: dict[str, Any]
     ) -> Sample:
-        scores: dict[str, dict[str, Any]] = {}
-        arrays: dict[str, str] = {}
+        record = self.curation.remade(record, findings)
+        scores = {f.stage: self.backends[f.stage] | {"values": f.columns} for f in findings}
+        files: dict[str, str] = {}
         size = record.bytes
-        for name, stage in self.curation.stages.items():
-            made = self.backends[name]["fingerprint"]
-            scores[name] = self.backends[name] | {"values": {column: rows[name][column] for column in stage.columns}}
-            arrays |= {a: feature_name(name, made, record.clip_id, a) for a in rows[name]["arrays"]}
-            size += rows[name]["arrays_bytes"]
+        for finding in findings:
+            ours = finding.samples_files(record.clip_id)
+            twice = sorted(files.keys() & ours.keys())
+            if twice:
+                raise ValueError(f"stage {finding.stage}: an earlier stage has given a {twice[0]} already")
+            files |= ours
+            size += finding.arrays_bytes
+            if not self.curation.stages[finding.stage].remakes_clip:
+                size += finding.files_bytes
         scores_by_name = {f"{name}.{c}": v for name, score in scores.items() for c, v in score["values"].items()}
         reason = "" if decision["audio"] == "usable" else self._why_unusable(decision)
         about = lineage(
@@ -89,7 +95,7 @@ class Outcome:
             recipe_name=self.curation.recipe.name,
             recipe_hash=self.recipe_hash,
         )
-        return Sample.of(record, about, arrays, size)
+        return Sample.of(record, about, files, size)
 
     @staticmethod
     def _why_unusable(decision: dict[str, Any]) -> str:

@@ -63,6 +63,13 @@ class Recipe(Strict):
                     fault = f"{score} is text, which has no order to rank by"
                 if fault:
                     faults.append(f"policy.tiers.{tier_name}.rank: {fault}")
+        order = list(self.measure)
+        faults += [
+            f"measure.{name}: it starts from what {needed} finds; put {needed} before it"
+            for at, name in enumerate(order)
+            for needed in STAGES[name].needs
+            if needed not in order[:at]
+        ]
         steps = [*_TIME_LIMITS_S, *self.measure]
         for step, limit in self.run.time_limits.items():
             if step not in steps:

@@ -64,14 +64,17 @@ class Sample:
     duration_s: float
 
     @classmethod
-    def of(cls, clip: ClipRecord, lineage: Lineage, arrays: Mapping[str, str], size: int) -> "Sample":
-        """arrays: the features' names in the storage, by array name. size: bytes of video, sound and arrays."""
-        for name in (clip.clip_id, *arrays):
+    def of(cls, clip: ClipRecord, lineage: Lineage, files: Mapping[str, str], size: int) -> "Sample":
+        """files: the features' names in the storage, by extension, such as "pose.npy" or "guidance.json".
+
+        size: bytes of video, sound and features.
+        """
+        for name in (clip.clip_id, *(extension.rpartition(".")[0] for extension in files)):
             if not _NAME.fullmatch(name):
-                raise ValueError(f"{name!r} cannot name a sample or an array: {_NAME_RULE}")
-        files = [("mp4", clip.video)] + ([("flac", clip.audio)] if clip.audio else [])
-        files += [(f"{array}.npy", arrays[array]) for array in sorted(arrays)]
-        return cls(clip.clip_id, tuple(files), lineage.encode(), size, clip.duration_s)
+                raise ValueError(f"{name!r} cannot name a sample or a feature: {_NAME_RULE}")
+        members = [("mp4", clip.video)] + ([("flac", clip.audio)] if clip.audio else [])
+        members += [(extension, files[extension]) for extension in sorted(files)]
+        return cls(clip.clip_id, tuple(members), lineage.encode(), size, clip.duration_s)
 
     @property
     def bound(self) -> int:

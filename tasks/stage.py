@@ -65,6 +65,8 @@ class Stage(ABC, Generic[Settings]):
         needs: earlier stages whose findings it cannot do without; `uses`: whose findings it takes where the recipe has
             them. Both are at hand in `Clip.found`.
         unaligned: names of arrays that do not have one entry a frame.
+        remakes_clip: whether its file `mp4`, of the columns `width` and `height`, and its file `flac`, where it gives
+            them, take the place of the clip's own picture and sound for all stages after it and in the shards.
     """
 
     name: ClassVar[str]
@@ -74,6 +76,7 @@ class Stage(ABC, Generic[Settings]):
     needs: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
     unaligned: ClassVar[tuple[str, ...]] = ()
+    remakes_clip: ClassVar[bool] = False
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -35,7 +35,7 @@ def make(address: str, make_clip) -> Storage:
             buffer = io.BytesIO()
             np.save(buffer, np.zeros((clip.frames, 3), np.float16))
             storage.write_bytes(f"features/{clip.clip_id}.npy", buffer.getvalue())
-            samples.append(Sample.of(clip, about, {"pose": f"features/{clip.clip_id}.npy"}, 10**6))
+            samples.append(Sample.of(clip, about, {"pose.npy": f"features/{clip.clip_id}.npy"}, 10**6))
         entries += [write_shard(plan, storage) for plan in plan_shards(samples, ShardSettings(), 0, tier)]
     DatasetManifest.of(RecipeName(name="demo", hash="abc"), "/footage", reversed(entries)).write(storage)
     return storage

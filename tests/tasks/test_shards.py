@@ -53,7 +53,7 @@ def sample_of(storage: Storage, clip: ClipRecord, value: object = 0.75) -> Sampl
     np.save(buffer, np.zeros((clip.frames, 4, 80), np.float16))
     storage.write_bytes(feature, buffer.getvalue())
     size = sum(storage.size(name) for name in (clip.video, clip.audio, feature) if name)
-    return Sample.of(clip, lineage_of(clip, value), {"log_mel": feature}, size)
+    return Sample.of(clip, lineage_of(clip, value), {"log_mel.npy": feature}, size)
 
 
 @pytest.fixture
@@ -230,7 +230,7 @@ def test_a_name_tells_the_contents(storage: Storage, make_clip) -> None:
         changed = names(plan_shards([*samples[:3], other, *samples[4:]], two, 7, "main"))
         assert [a == b for a, b in zip(plans, changed, strict=True)] == [True, False, True]
     clip = make_clip(storage)
-    with_feature, without = (Sample.of(clip, lineage_of(clip), arrays, 1) for arrays in ({"a": "features/x.npy"}, {}))
+    with_feature, without = (Sample.of(clip, lineage_of(clip), arrays, 1) for arrays in ({"a.npy": "features/x.npy"}, {}))
     assert names(plan_shards([with_feature], two, 0, "hq")) != names(plan_shards([without], two, 0, "hq"))
 
 
@@ -241,7 +241,7 @@ def test_unsorted_samples_and_names_that_webdataset_would_misread_are_refused(st
     clip = make_clip(storage)
     for array in ("Log_mel", "log.mel", "../x", "", "x" * 60):
         with pytest.raises(ValueError, match="cannot name"):
-            Sample.of(clip, lineage_of(clip), {array: "x"}, 1)
+            Sample.of(clip, lineage_of(clip), {f"{array}.npy": "x"}, 1)
     with pytest.raises(ValueError, match="tier"):
         plan_shards([], ShardSettings(), 0, "../main")
 
