@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tasks.rules import NO_SOUND, Policy, Rule, Tier
+from tasks.duplicates import copies
+from tasks.rules import NEAR_DUPLICATE, NO_SOUND, Policy, Rule, Tier
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,7 +43,8 @@ def decide(frame: "pd.DataFrame", policy: Policy, measured: Sequence[str]) -> "p
     """The verdict on every clip of a frame as `join` makes it.
 
     measured: the stages in the recipe's order. The first thing that speaks against a clip in that order is its verdict:
-    a stage that has no row for it yet (pending), a stage that could not measure it (error), or a rule (drop).
+    a stage that has no row for it yet (pending), a stage that could not measure it (error), or a rule (drop). Of copies
+    that nothing speaks against the first by clip_id is kept.
 
     Returns: indexed like `frame`, all columns text:
         verdict: keep, drop, error or pending. stage: where that was decided, "" for keep.
@@ -53,6 +55,7 @@ def decide(frame: "pd.DataFrame", policy: Policy, measured: Sequence[str]) -> "p
         tier: the narrowest tier of a kept clip, which the wider ones hold as well; "" for all others.
     """
     fate = _follow(frame, policy, measured)
+    _keep_one_of_copies(frame, policy, fate)
     decisions = fate.frame(frame.index)
     for name, column in _audio(frame, policy).items():
         decisions[name] = column
@@ -117,6 +120,8 @@ def funnel(frame: "pd.DataFrame", decisions: "pd.DataFrame", policy: Policy, mea
             line("pending", stage, "not measured yet", here & pending)
             line("error", stage, "could not be measured", here & failed)
             demands = [(name, f" {r.demand}") for name, r in policy.judged_at(stage)]
+            if stage == "duplicates" and policy.near_duplicates is not None:
+                demands.append((NEAR_DUPLICATE, ""))
         for name, demand in demands:
             line("dropped", stage, f"{name}{demand}", here & dropped & decided("rule", name))
         left &= ~here
@@ -198,6 +203,24 @@ def _follow(frame: "pd.DataFrame", policy: Policy, stages: Sequence[str]) -> _Fa
             if name in policy.rules or needs_sound:
                 fate.put(failed, "drop", stage, name, rule.demand, value=frame.get(rule.score, ""))
     return fate
+
+
+def _keep_one_of_copies(frame: "pd.DataFrame", policy: Policy, fate: _Fate) -> None:
+    import pandas as pd
+
+    bounds = policy.near_duplicates
+    if bounds is None or "duplicates.picture" not in frame:
+        return
+    rows = np.flatnonzero(fate.open())
+    rows = rows[np.argsort(frame.index[rows], kind="stable")]
+    clips = frame.iloc[rows][["duplicates.picture", "duplicates.sound", "clips.duration_s"]]
+    first = copies(clips.set_axis(["picture", "sound", "duration_s"], axis=1), bounds.picture_bits, bounds.sound_bits)
+    originals = pd.Series("", index=frame.index, dtype="str")
+    found = first >= 0
+    originals.iloc[rows[found]] = frame.index[rows[first[found]]].to_numpy()
+    mask = np.zeros(len(frame), bool)
+    mask[rows[found]] = True
+    fate.put(mask, "drop", "duplicates", NEAR_DUPLICATE, bounds.demand, value=originals)
 
 
 def _status(frame: "pd.DataFrame", stage: str) -> tuple[np.ndarray, np.ndarray, Any]:

@@ -63,6 +63,14 @@ class Recipe(Strict):
                     fault = f"{score} is text, which has no order to rank by"
                 if fault:
                     faults.append(f"policy.tiers.{tier_name}.rank: {fault}")
+        copies = self.policy.near_duplicates
+        if copies is not None:
+            if "duplicates" not in self.measure:
+                faults.append("policy.near_duplicates: the recipe does not measure duplicates")
+            elif copies.backend != self.measure["duplicates"].backend:
+                faults.append(
+                    f"policy.near_duplicates: backend: this recipe hashes by {self.measure['duplicates'].backend!r}"
+                )
         order = list(self.measure)
         faults += [
             f"measure.{name}: it starts from what {needed} finds; put {needed} before it"

@@ -8,6 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from data_manifests.strict import Strict
 
 NO_SOUND = "sound"  # the built-in rule by which a policy that needs sound drops clips without any
+NEAR_DUPLICATE = "near_duplicate"  # the built-in rule that keeps one of several copies
 
 Scalar = Annotated[bool | int | float | str, Field(union_mode="smart")]
 FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
@@ -95,15 +96,29 @@ class Tier(Strict):
         return self
 
 
+class NearDuplicates(Strict):
+    """How much two clips may differ to count as one: bits of their hashes, of 256 and of 128 (tasks.duplicates)."""
+
+    backend: str = Field(description="The backend that the bounds are meant for; hashes of another do not compare.")
+    picture_bits: int = Field(ge=0, le=128)
+    sound_bits: int = Field(ge=0, le=64)
+
+    @property
+    def demand(self) -> str:
+        return f"no other within {self.picture_bits} bits of picture and {self.sound_bits} of sound"
+
+
 class Policy(Strict):
     """Which clips stay, what use their sound has, and which tiers they belong to.
 
-    rules: all must pass for a clip to be kept. audio: all must pass for its sound to be usable. on_unusable: what
+    rules: all must pass for a clip to be kept. near_duplicates: of the clips that pass and are copies of each other the
+    first by clip_id is kept; all of them when None. audio: all must pass for its sound to be usable. on_unusable: what
     becomes of a clip whose sound is not usable or absent. tiers: widest first; each lies within the one before it, and
     the first has every clip that is kept.
     """
 
     rules: dict[str, Rule] = Field(default={})
+    near_duplicates: NearDuplicates | None = None
     audio: dict[str, Rule] = Field(default={})
     on_unusable: Literal["keep", "drop"] = "keep"
     tiers: dict[str, Tier] = Field(default={"main": Tier()}, min_length=1)
@@ -121,6 +136,8 @@ class Policy(Strict):
             raise ValueError(f"{twice[0]} names a rule under rules and one under audio; give them different names")
         if NO_SOUND in self.rules or NO_SOUND in self.audio:
             raise ValueError(f"the name {NO_SOUND!r} is kept for clips without sound; give the rule another name")
+        if NEAR_DUPLICATE in self.rules or NEAR_DUPLICATE in self.audio:
+            raise ValueError(f"the name {NEAR_DUPLICATE!r} is kept for copies of a clip; give the rule another name")
         return self
 
     def all_rules(self) -> Iterator[tuple[str, Rule]]:
@@ -133,6 +150,8 @@ class Policy(Strict):
     def columns(self) -> dict[str, list[str]]:
         """The columns that deciding needs from each stage's table, besides `status` and `error`."""
         scores = [rule.score for _, rule in self.all_rules()] + [s for t in self.tiers.values() for s in t.rank]
+        if self.near_duplicates is not None:
+            scores += ["duplicates.picture", "duplicates.sound"]
         needed: dict[str, list[str]] = {}
         for score in dict.fromkeys(scores):
             stage, _, column = score.partition(".")

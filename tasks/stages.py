@@ -3,12 +3,13 @@
 import typing
 from typing import Any
 
+from tasks.duplicates import Duplicates
 from tasks.motion import Motion
 from tasks.people import People
 from tasks.speech import Speech
 from tasks.stage import Stage, StageSettings
 
-STAGES: dict[str, type[Stage[Any]]] = {stage.name: stage for stage in (People, Motion, Speech)}
+STAGES: dict[str, type[Stage[Any]]] = {stage.name: stage for stage in (People, Duplicates, Motion, Speech)}
 
 
 def settings_type(stage: type[Stage[Any]]) -> type[StageSettings]:

@@ -361,3 +361,26 @@ def test_a_policy_that_cannot_be_meant_is_refused(sections: dict[str, Any], mess
     with pytest.raises(RecipeError) as refusal:
         policy_of(**sections)
     assert message in str(refusal.value)
+
+
+def test_of_copies_that_pass_the_first_is_kept_and_the_others_name_it() -> None:
+    hashes = {"picture": ["0" * 64, "0" * 63 + "1", "f" * 64, "0" * 64], "sound": ["a" * 32] * 4}
+    index = ["clip-d", "clip-c", "clip-b", "clip-a"]
+    base = pd.DataFrame({"duration_s": 5.0, "audio": "x.flac"}, index=index)
+    row = {"key": index, "status": "ok", "error": ""}
+    tables = {
+        "duplicates": pd.DataFrame(row | hashes),
+        "motion": pd.DataFrame(row | {"speed": [1.0, 1.0, 1.0, 9.0]}),
+    }
+    policy = policy_of(
+        rules={"calm": rule("motion.speed", max=5)},
+        near_duplicates={"backend": "phash", "picture_bits": 4, "sound_bits": 4},
+    )
+    frame = join(base, tables)
+    decisions = decide(frame, policy, ["duplicates", "motion"])
+    # the copy that comes first by clip_id is dropped by a rule, so it is not the one to keep
+    assert dict(decisions["verdict"]) == {"clip-a": "drop", "clip-b": "keep", "clip-c": "keep", "clip-d": "drop"}
+    dropped = decisions.loc["clip-d"]
+    assert (dropped["stage"], dropped["rule"], dropped["value"]) == ("duplicates", "near_duplicate", "clip-c")
+    lines = funnel(frame, decisions, policy, ["duplicates", "motion"])
+    assert lines[lines["what"] == "dropped"]["clips"].sum() == 2 and lines[lines["what"] == "kept"]["clips"].sum() == 2
