@@ -12,7 +12,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,14 @@ import numpy as np
 import psutil
 
 from data_manifests.storage import Storage
-from tasks.clip import Clip
+from tasks.clip import Clip, ClipRecord
 from tasks.clips import ClipSettings, plan, write_clips
 from tasks.decode import MediaError
+from tasks.findings import Finding, file_name
 from tasks.ingest import ingest
 from tasks.recipe import load_recipe
 from tasks.scenes import find_shots
+from tasks.stage import Measurement, Stage
 from tasks.stages import STAGES
 from tests.world import make
 
@@ -85,15 +88,63 @@ def plain_decode(path: Path) -> int:
             return 0  # a damaged file; the curation says more of it
 
 
+@dataclass
+class Costs:
+    """What stages took: CPU seconds, frames decoded (of the clip, at any size), and what they found, by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+    decoded: dict[str, int] = field(default_factory=dict)
+    found: dict[str, list[Measurement]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class CountedClip(Clip):
+    decoded: list[int] = field(default_factory=list)
+
+    def frames(self, rate: float | None = None, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+        self.decoded.append(self.record.frames)  # whatever the rate, all of them go through the decoder
+        return super().frames(rate, size)
+
+    def keyframes(self, size: tuple[int, int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
+        for frame in super().keyframes(size):
+            self.decoded.append(1)
+            yield frame
+
+
+def measure_all(records: list[ClipRecord], storage: Storage, stages: dict[str, Stage[Any]], costs: Costs) -> None:
+    """Take clips through all stages in order, whatever they find."""
+    for record in records:
+        made = record
+        found: dict[str, Measurement] = {}
+        for name, stage in stages.items():
+            audio = Path(storage.path(made.audio)) if made.audio else None
+            clip = CountedClip(made, Path(storage.path(made.video)), audio, found)
+            if name not in costs.found:
+                stage.measure(clip)  # loads what it needs
+                clip.decoded.clear()
+            spent, measurement = cpu(lambda s=stage, c=clip: s.measure(c))
+            costs.seconds[name] = costs.seconds.get(name, 0.0) + spent
+            costs.decoded[name] = costs.decoded.get(name, 0) + sum(clip.decoded)
+            costs.found.setdefault(name, []).append(measurement)
+            found[name] = measurement
+            if stage.remakes_clip:
+                finding = Finding(name, "bench", dict(measurement.columns), files=tuple(measurement.files))
+                for file, data in measurement.files.items():
+                    storage.write_bytes(file_name(name, "bench", made.clip_id, file), data)
+                made = finding.remake(made)
+
+
 def speed(folder: Path) -> None:
     """Each step against the decode of the sources it starts from."""
     recipe = load_recipe("active_mind")
     settings = ClipSettings.model_validate(recipe.clips.model_dump() | {"min_s": 2.0})
     storage = Storage(str(folder / "speed"))
-    stages = {name: STAGES[name](s) for name, s in recipe.measure.items()}
+    measured = load_recipe("physavatar").measure | recipe.measure  # one table for the stages of both
+    stages = {name: STAGES[name](s) for name, s in measured.items()}
     total: dict[str, float] = {}
-    rows = []
-    clip_seconds = 0.0
+    decoded: dict[str, int] = {}
+    ratios: dict[str, dict[str, str]] = {}
+    clip_seconds, clip_frames = 0.0, 0
     real = os.environ.get("UNDERSTUDY_FOOTAGE")
     paths = sorted(Path(real).glob("*.mp4")) if real else [folder / "footage" / name for name in SOURCES]
     for path in paths:
@@ -109,21 +160,33 @@ def speed(folder: Path) -> None:
         seconds["cut and write"], records = cpu(
             lambda i=info, p=path, r=records: write_clips(i, p, r, settings, storage)
         )
-        for stage_name, stage in stages.items():
-            seconds[stage_name] = 0.0
-            for number, record in enumerate(records):
-                audio = Path(storage.path(record.audio)) if record.audio else None
-                clip = Clip(record, Path(storage.path(record.video)), audio)
-                if number == 0:
-                    stage.measure(clip)  # loads what it needs
-                seconds[stage_name] += cpu(lambda s=stage, c=clip: s.measure(c))[0]
+        costs = Costs()
+        measure_all(records, storage, stages, costs)
+        seconds |= {stage: costs.seconds.get(stage, 0.0) for stage in stages}
+        seconds["all but pose"] = sum(s for step, s in seconds.items() if step not in ("decode", "pose"))
         clip_seconds += sum(r.duration_s for r in records)
+        clip_frames += sum(r.frames for r in records)
         for step, spent in seconds.items():
             total[step] = total.get(step, 0.0) + spent
-        rows.append([name, *(f"{seconds[s] / seconds['decode']:.2f}" for s in seconds)])
-    rows.append(["all", *(f"{total[s] / total['decode']:.2f}" for s in total)])
-    rows.append(["CPU ms a clip second", *(f"{1000 * total[s] / clip_seconds:.0f}" for s in total)])
-    table(f"CPU seconds over those of a plain decode ({clip_seconds:.0f} s of clips)", ["source", *total], rows)
+        for step, frames in costs.decoded.items():
+            decoded[step] = decoded.get(step, 0) + frames
+        ratios[name] = {step: f"{spent / seconds['decode']:.2f}" for step, spent in seconds.items()}
+    decoded["all but pose"] = sum(frames for step, frames in decoded.items() if step != "pose")
+    rows = [
+        [
+            step,
+            *(some[step] for some in ratios.values()),
+            f"{total[step] / total['decode']:.2f}",
+            f"{1000 * total[step] / clip_seconds:.0f}",
+            f"{decoded[step] / clip_frames:.2f}" if step in decoded else "",
+        ]
+        for step in total
+    ]
+    table(
+        f"CPU seconds over those of a plain decode ({clip_seconds:.0f} s of clips)",
+        ["step", *ratios, "all", "CPU ms a clip second", "frames decoded a clip frame"],
+        rows,
+    )
 
 
 def curated(

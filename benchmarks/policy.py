@@ -35,6 +35,7 @@ TABLES: dict[str, dict[str, type]] = {
         "framing_source": str,
         "scene": str,
     },
+    "duplicates": {"picture": str, "sound": str},
     "motion": {
         "speed": float,
         "camera_speed": float,
@@ -52,6 +53,7 @@ POLICY = Policy.model_validate(
             "moves": {"score": "motion.static_fraction", "backend": "b", "max": 0.8},
             "calm": {"score": "motion.chaotic_fraction", "backend": "b", "max": 0.8},
         },
+        "near_duplicates": {"backend": "b", "picture_bits": 48, "sound_bits": 32},
         "audio": {"spoken": {"score": "speech.fraction", "backend": "b", "min": 0.5, "missing": "reject"}},
         "tiers": {
             "main": {},
@@ -81,6 +83,8 @@ def make_ledger(folder: Path, clips: int) -> None:
         names = [c["clip_id"] for found in cut.values() for c in found]
         for stage, columns in TABLES.items():
             rows = [_row(name, columns, rng) for name in names if stage == "people" or rng.random() > 1e-4]
+            if stage == "duplicates":
+                _hash(rows, rng)
             ledger.write(stage, "f", partition, rows, schema_for(columns))
 
 
@@ -100,6 +104,16 @@ def _row(key: str, columns: dict[str, type], rng: np.random.Generator) -> dict[s
     words = ("upper body", "medium", "full", "long")
     values = {name: words[rng.integers(4)] if kind is str else float(rng.random()) for name, kind in columns.items()}
     return row | {"status": "ok", "error": ""} | values
+
+
+def _hash(rows: list[dict[str, Any]], rng: np.random.Generator) -> None:
+    """Hashes for the table of duplicates; one clip in twenty is a copy of one of another source."""
+    for at, row in enumerate(rows):
+        if at > 2 * CLIPS_A_SOURCE and rng.random() < 0.05:
+            other = rows[at - 2 * CLIPS_A_SOURCE]
+            row |= {"picture": other["picture"], "sound": other["sound"]}
+        else:
+            row |= {"picture": rng.bytes(32).hex(), "sound": rng.bytes(16).hex()}
 
 
 def redecide(folder: Path) -> None:

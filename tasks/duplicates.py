@@ -84,9 +84,11 @@ def sound_hash(samples: np.ndarray) -> str:
 def copies(clips: "pd.DataFrame", picture_bits: int, sound_bits: int, longer_s: float = 0.5) -> np.ndarray:
     """Which clip each clip is a copy of.
 
-    clips: columns `picture` and `sound` (hashes, as Duplicates measures them) and `duration_s`, in the order in which
-        clips take precedence. picture_bits, sound_bits: bits that may differ, of 256 and 128; a clip without a sound
-        hash is a copy of one without, by its picture alone. longer_s: by how many seconds the durations may differ.
+    clips: columns `picture` and `sound` (hashes, as Duplicates measures them), `duration_s` and `source_id`, in the
+        order in which clips take precedence. Clips of one source show different moments and are never copies of each
+        other, which without sound their pictures would not always tell.
+    picture_bits, sound_bits: bits that may differ, of 256 and 128; a clip without a sound hash is a copy of one
+        without, by its picture alone. longer_s: by how many seconds the durations may differ.
 
     Returns: [clips] int64, the row of the first clip that it is a copy of and that is no copy itself; -1 for none.
     Copies are looked for among clips that share 16 neighbouring bits of the sound's hash (32 of the picture's without
@@ -96,6 +98,7 @@ def copies(clips: "pd.DataFrame", picture_bits: int, sound_bits: int, longer_s: 
     pictures, known = _words(clips["picture"], PICTURE_BITS)
     sounds, heard = _words(clips["sound"], SOUND_BITS)
     durations = clips["duration_s"].to_numpy(dtype=float)
+    sources = clips["source_id"].astype("category").cat.codes.to_numpy()
     pairs = [np.zeros((0, 2), np.int64)]
     for rows, words, dtype in (
         (np.flatnonzero(known & heard), sounds, ">u2"),
@@ -110,7 +113,7 @@ def copies(clips: "pd.DataFrame", picture_bits: int, sound_bits: int, longer_s: 
                 if not len(near):
                     break
                 a, b = at[near], at[near + step]
-                same = np.abs(durations[a] - durations[b]) <= longer_s
+                same = (np.abs(durations[a] - durations[b]) <= longer_s) & (sources[a] != sources[b])
                 same &= np.bitwise_count(pictures[a] ^ pictures[b]).sum(axis=1) <= picture_bits
                 same &= np.bitwise_count(sounds[a] ^ sounds[b]).sum(axis=1) <= sound_bits
                 pairs.append(np.sort(np.stack([a[same], b[same]], axis=1), axis=1))

@@ -96,15 +96,16 @@ def funnel(frame: "pd.DataFrame", decisions: "pd.DataFrame", policy: Policy, mea
     """Clips and hours at every step, with reasons; each clip in exactly one of kept, dropped, error and pending.
 
     Returns: columns what ("in", "dropped", "error", "pending", "left", "kept", "audio", "tier"), stage, reason (the
-    rule with its threshold, the tier, the use of the sound), clips, hours. A tier counts the narrower ones within it.
+    rule with its threshold, the tier, the use of the sound), clips, hours, rule (its name; "" but for "dropped"). A
+    tier counts the narrower ones within it.
     """
     import pandas as pd
 
     hours = frame["clips.duration_s"].to_numpy(dtype=float, na_value=0.0) / 3600.0
-    lines: list[tuple[str, str, str, int, float]] = []
+    lines: list[tuple[str, str, str, int, float, str]] = []
 
-    def line(what: str, stage: str, reason: str, mask: np.ndarray) -> None:
-        lines.append((what, stage, reason, int(mask.sum()), float(hours[mask].sum())))
+    def line(what: str, stage: str, reason: str, mask: np.ndarray, rule: str = "") -> None:
+        lines.append((what, stage, reason, int(mask.sum()), float(hours[mask].sum()), rule))
 
     def decided(column: str, *values: str) -> np.ndarray:
         return decisions[column].isin(values).to_numpy()
@@ -123,7 +124,7 @@ def funnel(frame: "pd.DataFrame", decisions: "pd.DataFrame", policy: Policy, mea
             if stage == "duplicates" and policy.near_duplicates is not None:
                 demands.append((NEAR_DUPLICATE, ""))
         for name, demand in demands:
-            line("dropped", stage, f"{name}{demand}", here & dropped & decided("rule", name))
+            line("dropped", stage, f"{name}{demand}", here & dropped & decided("rule", name), name)
         left &= ~here
         if demands or stage != "clips":
             line("left", stage, "", left)
@@ -134,7 +135,7 @@ def funnel(frame: "pd.DataFrame", decisions: "pd.DataFrame", policy: Policy, mea
     names = list(policy.tiers)
     for i, name in enumerate(names):
         line("tier", "", name, decided("tier", *names[i:]))
-    return pd.DataFrame(lines, columns=["what", "stage", "reason", "clips", "hours"])
+    return pd.DataFrame(lines, columns=["what", "stage", "reason", "clips", "hours", "rule"])
 
 
 # ---- judging ----
@@ -213,8 +214,16 @@ def _keep_one_of_copies(frame: "pd.DataFrame", policy: Policy, fate: _Fate) -> N
         return
     rows = np.flatnonzero(fate.open())
     rows = rows[np.argsort(frame.index[rows], kind="stable")]
-    clips = frame.iloc[rows][["duplicates.picture", "duplicates.sound", "clips.duration_s"]]
-    first = copies(clips.set_axis(["picture", "sound", "duration_s"], axis=1), bounds.picture_bits, bounds.sound_bits)
+    some = frame.iloc[rows]
+    clips = pd.DataFrame(
+        {
+            "picture": some["duplicates.picture"],
+            "sound": some["duplicates.sound"],
+            "duration_s": some["clips.duration_s"],
+            "source_id": some.index.str[:16],
+        }
+    )
+    first = copies(clips, bounds.picture_bits, bounds.sound_bits)
     originals = pd.Series("", index=frame.index, dtype="str")
     found = first >= 0
     originals.iloc[rows[found]] = frame.index[rows[first[found]]].to_numpy()

@@ -365,7 +365,7 @@ def test_a_policy_that_cannot_be_meant_is_refused(sections: dict[str, Any], mess
 
 def test_of_copies_that_pass_the_first_is_kept_and_the_others_name_it() -> None:
     hashes = {"picture": ["0" * 64, "0" * 63 + "1", "f" * 64, "0" * 64], "sound": ["a" * 32] * 4}
-    index = ["clip-d", "clip-c", "clip-b", "clip-a"]
+    index = ["dddddddddddddddd-clip", "cccccccccccccccc-clip", "bbbbbbbbbbbbbbbb-clip", "aaaaaaaaaaaaaaaa-clip"]
     base = pd.DataFrame({"duration_s": 5.0, "audio": "x.flac"}, index=index)
     row = {"key": index, "status": "ok", "error": ""}
     tables = {
@@ -379,8 +379,17 @@ def test_of_copies_that_pass_the_first_is_kept_and_the_others_name_it() -> None:
     frame = join(base, tables)
     decisions = decide(frame, policy, ["duplicates", "motion"])
     # the copy that comes first by clip_id is dropped by a rule, so it is not the one to keep
-    assert dict(decisions["verdict"]) == {"clip-a": "drop", "clip-b": "keep", "clip-c": "keep", "clip-d": "drop"}
-    dropped = decisions.loc["clip-d"]
-    assert (dropped["stage"], dropped["rule"], dropped["value"]) == ("duplicates", "near_duplicate", "clip-c")
+    assert dict(decisions["verdict"]) == {
+        "aaaaaaaaaaaaaaaa-clip": "drop",
+        "bbbbbbbbbbbbbbbb-clip": "keep",
+        "cccccccccccccccc-clip": "keep",
+        "dddddddddddddddd-clip": "drop",
+    }
+    dropped = decisions.loc["dddddddddddddddd-clip"]
+    assert (dropped["stage"], dropped["rule"], dropped["value"]) == (
+        "duplicates",
+        "near_duplicate",
+        "cccccccccccccccc-clip",
+    )
     lines = funnel(frame, decisions, policy, ["duplicates", "motion"])
     assert lines[lines["what"] == "dropped"]["clips"].sum() == 2 and lines[lines["what"] == "kept"]["clips"].sum() == 2
