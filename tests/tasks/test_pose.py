@@ -1,0 +1,203 @@
+"""Pose: the layout of the tokens, the orders of the points, and key points where the person is."""
+
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tasks.clip import Clip, ClipRecord
+from tasks.ingest import ingest
+from tasks.keypoints import BODY, FACE, HAND, LINES, MEDIAPIPE_BODY, MEDIAPIPE_FACE, PARTS, decode, encode
+from tasks.pose import Pose, PoseSettings
+from tasks.stage import Measurement, Unmeasurable
+
+ClipOf = Callable[..., Clip]
+SHARED = Path(__file__).parents[3] / "shared"
+SEEDS, FOOTAGE = SHARED / "seeds", SHARED / "footage"
+
+
+@pytest.fixture(scope="module")
+def talker(clip_of: ClipOf) -> tuple[Clip, Measurement]:
+    clip = clip_of("talk_3s.mp4", short_side=360)
+    return clip, Pose(PoseSettings()).measure(clip)
+
+
+# ---- the layout ----
+
+
+@st.composite
+def key_points(draw: st.DrawFn) -> dict[str, np.ndarray]:
+    frames = draw(st.integers(1, 4))
+    points = {}
+    for part, names in PARTS.items():
+        shape = (frames, len(names))
+        places = draw(hnp.arrays(np.float32, (*shape, 2), elements=st.floats(-1, 2, width=32)))
+        confidences = draw(hnp.arrays(np.float32, (*shape, 1), elements=st.floats(0, 1, width=32)))
+        points[part] = np.concatenate([places, confidences], axis=2)
+        points[part][draw(hnp.arrays(bool, frames))] = np.nan
+    return points
+
+
+@given(key_points())
+def test_key_points_come_back_from_the_tokens(points: dict[str, np.ndarray]) -> None:
+    tokens = encode(points)
+    assert tokens.shape == (len(points["body"]), 1024)
+    assert tokens.dtype == np.float16
+    assert np.isfinite(tokens).all()
+    back = decode(tokens)
+    for part in PARTS:
+        # float16 keeps 11 bits: half a thousandth of the frame
+        np.testing.assert_allclose(back[part], points[part], atol=0.0005)
+    assert (encode(back) == tokens).all()
+
+
+def test_a_part_has_its_256_numbers_and_says_whether_it_is_there() -> None:
+    points = {part: np.full((2, len(names), 3), 0.5, np.float32) for part, names in PARTS.items()}
+    points["left_hand"][1] = np.nan
+    body, face, left, right = np.split(encode(points), 4, axis=1)
+    for numbers, part in ((body, BODY), (face, FACE), (left, HAND), (right, HAND)):
+        assert (numbers[0, : 3 * len(part)] == 0.5).all()
+        assert (numbers[:, 3 * len(part) : -1] == 0).all()
+    assert (left[1] == 0).all()
+    assert [part[1, -1] for part in (body, face, left, right)] == [1, 1, 0, 1]
+
+
+def test_points_far_outside_the_frame_stay_within_one_frame_of_it() -> None:
+    points = {part: np.full((1, len(names), 3), 0.5, np.float32) for part, names in PARTS.items()}
+    points["body"][0, 15] = (7.0, -4.0, 0.1)
+    assert decode(encode(points))["body"][0, 15] == pytest.approx([2.0, -1.0, 0.1], abs=0.001)
+
+
+def test_what_is_no_set_of_key_points_is_refused() -> None:
+    points = {part: np.full((1, len(names), 3), 0.5, np.float32) for part, names in PARTS.items()}
+    with pytest.raises(ValueError, match="face: key points of shape"):
+        encode({**points, "face": points["face"][:, :67]})
+    points["body"][0, 3] = np.nan
+    with pytest.raises(ValueError, match="body: a frame has some of its key points and lacks others"):
+        encode(points)
+    with pytest.raises(ValueError, match=r"stored as \[frames, 1024\], not as \[2, 1000\]"):
+        decode(np.zeros((2, 1000), np.float16))
+
+
+# ---- the orders ----
+
+
+@pytest.mark.skipif(not SEEDS.is_dir(), reason="the papers are not here")
+def test_the_orders_are_those_of_the_papers_figure() -> None:
+    (paper,) = SEEDS.glob("003_*.txt")
+    text = paper.read_text(encoding="utf-8")
+    for heading, names in (("Body (person)", BODY), ("Face", FACE), ("Hand", HAND)):
+        found = re.search(rf"^{re.escape(heading)} : \[(.*)\]$", text, re.MULTILINE)
+        assert found
+        assert tuple(found[1].split(", ")) == names
+
+
+def test_the_map_from_mediapipe_is_as_symmetric_as_a_face(talker: tuple[Clip, Measurement]) -> None:
+    assert len(set(MEDIAPIPE_FACE)) == len(FACE)
+    assert len(set(MEDIAPIPE_BODY)) == len(BODY)
+    clip, found = talker
+    face = decode(found.arrays["pose"])["face"].mean(axis=0)[:, :2] * (clip.record.width, clip.record.height)
+    partner = [
+        *(*range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1)),
+        *(45, 44, 43, 42, 47, 46, 39, 38, 37, 36, 41, 40),
+        *(*range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *range(67, 64, -1)),
+    ]
+    across = face[45] - face[36]  # from the outer corner of one eye to that of the other
+    wide = np.hypot(*across)
+    rightwards, downwards = across / wide, np.array([-across[1], across[0]]) / wide
+    middle = face[27:31].mean(axis=0)
+    x, y = (face - middle) @ rightwards, (face - middle) @ downwards
+    np.testing.assert_allclose(x[partner], -x, atol=0.15 * wide)
+    np.testing.assert_allclose(y[partner], y, atol=0.1 * wide)
+
+
+# ---- the stage ----
+
+
+def test_the_persons_left_is_to_the_right_of_the_picture(talker: tuple[Clip, Measurement]) -> None:
+    points = decode(talker[1].arrays["pose"])
+    body = dict(zip(BODY, np.moveaxis(points["body"], 1, 0), strict=True))
+    face = dict(zip(FACE, np.moveaxis(points["face"], 1, 0), strict=True))
+    for limb in ("eye", "ear", "shoulder"):
+        assert (body[f"left {limb}"][:, 0] > body[f"right {limb}"][:, 0]).all()
+    assert (face["left mouth corner"][:, 0] > face["right mouth corner"][:, 0]).all()
+    assert (face["chin center"][:, 1] > face["lower lip outer edge 3"][:, 1]).all()
+    assert (face["upper lip outer edge 3"][:, 1] > face["nasal bridge 4"][:, 1]).all()
+    assert (body["left shoulder"][:, 1] > body["nose"][:, 1]).all()
+    # the nose of the body's network is the nose of the face's
+    assert np.abs(body["nose"][:, :2] - face["nasal bridge 4"][:, :2]).max() < 0.05
+
+
+@pytest.mark.skipif(not FOOTAGE.is_dir(), reason="the real footage is not here")
+def test_each_hand_is_at_the_wrist_of_its_side() -> None:
+    info = ingest(str(FOOTAGE / "silent_sign_help.mkv"))
+    record = ClipRecord("c", "s", 0.0, info.duration_s, 30, 58, info.width, info.height, "", "")
+    points = decode(Pose(PoseSettings()).measure(Clip(record, Path(info.uri), None)).arrays["pose"])
+    body = dict(zip(BODY, np.moveaxis(points["body"], 1, 0), strict=True))
+    for side in ("left", "right"):
+        hand = points[f"{side}_hand"]
+        seen = ~np.isnan(hand[:, 0, 0])
+        assert seen.mean() > 0.5
+        assert np.abs(hand[seen, 0, :2] - body[f"{side} wrist"][seen, :2]).mean() < 0.05
+        # fingers point away from the wrist: each tip is further from it than its root
+        length = np.hypot(*(hand[seen][:, :, :2] - hand[seen][:, :1, :2]).mean(axis=0).T)
+        assert (length[8::4] > length[5::4]).all()
+        assert hand[seen, :, 2].mean() > 0.5
+
+
+def test_columns_say_what_is_seen(talker: tuple[Clip, Measurement]) -> None:
+    clip, found = talker
+    assert set(found.columns) == set(Pose.columns)
+    assert found.columns["body_share"] == found.columns["face_share"] == 1.0
+    points = decode(found.arrays["pose"])
+    assert len(points["body"]) == clip.record.frames
+    for part in PARTS:
+        assert found.columns[f"{part}_share"] == pytest.approx(float((~np.isnan(points[part][:, 0, 0])).mean()))
+
+
+def test_lips_open_when_the_person_speaks(talker: tuple[Clip, Measurement]) -> None:
+    clip, found = talker
+    face = dict(zip(FACE, np.moveaxis(decode(found.arrays["pose"])["face"], 1, 0), strict=True))
+    opening = face["lower lip inter edge 2"][:, 1] - face["upper lip inter edge 3"][:, 1]
+    samples = clip.samples()
+    assert samples is not None
+    edges = np.linspace(0, len(samples), clip.record.frames + 1).astype(int)
+    loudness = np.array([np.sqrt(np.mean(samples[a:b] ** 2)) for a, b in pairwise(edges)])
+    assert np.corrcoef(opening, loudness)[0, 1] > 0.5
+
+
+def test_nobody_has_no_key_points(clip_of: ClipOf) -> None:
+    found = Pose(PoseSettings()).measure(clip_of("pan_fast_no_cut.mp4", short_side=180))
+    assert found.columns["face_share"] == found.columns["left_hand_share"] == found.columns["right_hand_share"] == 0.0
+    assert found.columns["hand_confidence"] is None
+    assert np.isfinite(found.arrays["pose"]).all()
+
+
+def test_what_was_measured_before_changes_nothing(talker: tuple[Clip, Measurement], clip_of: ClipOf) -> None:
+    clip, first = talker
+    stage = Pose(PoseSettings())
+    stage.measure(clip_of("talk_medium.mp4", fps=5, short_side=180))
+    again = stage.measure(clip)
+    assert again.columns == first.columns
+    assert again.arrays["pose"].tobytes() == first.arrays["pose"].tobytes()
+
+
+def test_all_lines_join_points_that_there_are() -> None:
+    for part, names in PARTS.items():
+        assert {point for line in LINES[part] for point in line} <= set(range(len(names)))
+
+
+def test_a_clip_without_frames_cannot_be_measured() -> None:
+    class Empty:
+        def frames(self) -> Any:
+            return iter(())
+
+    with pytest.raises(Unmeasurable, match="no frame"):
+        Pose(PoseSettings()).measure(Empty())  # type: ignore[arg-type]

@@ -1,0 +1,157 @@
+"""The card of a clip: what was found is drawn where it is, with the sound in time, and nothing missing hurts."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+from tasks import overlay
+from tasks.clip import SAMPLE_RATE, Clip
+from tasks.crop import Crop, CropSettings
+from tasks.keypoints import PARTS, encode
+from tasks.media import MediaError
+from tasks.show import HEIGHT, WIDTH, show_clip
+from tasks.stage import Measurement
+
+ClipOf = Callable[..., Clip]
+ROW: dict[str, Any] = {"verdict": "kept", "reason": "", "scores": {"motion.speed": 0.0214, "people.framing": "medium"}}
+
+
+@pytest.fixture(scope="module")
+def talker(clip_of: ClipOf) -> Clip:
+    """A clip with findings made by hand: a face on its way, lips, a crop that follows it, and key points."""
+    clip = clip_of("talk_3s.mp4", fps=10, short_side=240)
+    count = clip.record.frames
+    x = np.linspace(0.3, 0.6, count)
+    boxes = np.stack([x, np.full(count, 0.2), x + 0.1, np.full(count, 0.4)], axis=1).astype(np.float32)
+    boxes[3:5] = np.nan
+    lips = np.abs(np.sin(np.arange(count)))[:, None].repeat(4, 1).astype(np.float32)
+    lips[3:5] = np.nan
+    sync = Measurement({"offset_s": 0.2, "confidence": 4.0, "distance": 0.5, "reason": ""})
+    found = {"identity": Measurement({}, {"face_box": boxes, "lips": lips}), "sync": sync}
+    clip = dataclasses.replace(clip, found=found)
+    found["crop"] = Crop(CropSettings(size=128, sound="shift", min_confidence=3.0)).measure(clip)
+    rng = np.random.default_rng(0)
+    points = {part: rng.uniform(0.3, 0.7, (count, len(names), 3)) for part, names in PARTS.items()}
+    points["body"][..., 2] = 1.0
+    points["left_hand"][:] = np.nan
+    found["pose"] = Measurement({}, {"pose": encode(points)})
+    return dataclasses.replace(clip, found=found)
+
+
+def card_of(clip: Clip, path: Path, row: dict[str, Any] = ROW) -> np.ndarray:
+    show_clip(clip, row, path)
+    card = np.asarray(Image.open(path))
+    assert card.shape == (HEIGHT, WIDTH, 3)
+    return card
+
+
+def share(image: np.ndarray, colour: tuple[int, int, int]) -> float:
+    return float((image == colour).all(axis=2).mean())
+
+
+def test_a_picture_shows_box_window_points_and_verdict(talker: Clip, tmp_path: Path) -> None:
+    card = card_of(talker, tmp_path / "card.png")
+    main, kept = card[88:578, 24:896], card[88:496, 912:1320]
+    assert share(main, overlay.FACE_BOX) > 0.0005
+    assert share(main, overlay.WINDOW) > 0.001
+    for part in ("body", "right_hand"):
+        assert share(kept, overlay.PART_COLOURS[part]) > 0.002
+    assert share(kept, overlay.PART_COLOURS["left_hand"]) == 0
+    assert share(kept, overlay.LIPS) > 0.0001
+    assert share(card[20:62, 24:120], overlay.GOOD) > 0.3
+    # the face box is where identity saw it
+    middle = talker.record.frames // 2
+    x0, _, x1, _ = talker.found["identity"].arrays["face_box"][middle]
+    columns = np.flatnonzero((main == overlay.FACE_BOX).all(axis=2).any(axis=0))
+    width = 490 * talker.record.width / talker.record.height
+    left = (872 - min(width, 872)) / 2
+    assert columns.min() == pytest.approx(left + x0 * min(width, 872), abs=3)
+    assert columns.max() == pytest.approx(left + x1 * min(width, 872), abs=3)
+
+
+def test_a_film_has_every_frame_and_its_sound_in_time(talker: Clip, tmp_path: Path) -> None:
+    path = tmp_path / "card.mp4"
+    show_clip(talker, ROW, path)
+    with av.open(str(path)) as container:
+        frames = [frame.time for frame in container.decode(video=0)]
+    assert frames == pytest.approx([k / 10 for k in range(talker.record.frames)])
+    with av.open(str(path)) as container:
+        heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+    # the sound is the one that crop has moved by a fifth of a second
+    given = talker.samples()
+    assert given is not None
+    moved = np.roll(given, -SAMPLE_RATE // 5)
+    part = slice(SAMPLE_RATE // 2, 2 * SAMPLE_RATE)
+    lags = range(-400, 401, 4)
+    match = [float(np.dot(heard[part.start + lag : part.stop + lag], moved[part])) for lag in lags]
+    assert abs(lags[int(np.argmax(match))]) <= SAMPLE_RATE // 1000
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_clip_of_which_nothing_is_known_is_shown_all_the_same(clip_of: ClipOf, tmp_path: Path) -> None:
+    clip = dataclasses.replace(clip_of("pan.mp4", fps=10, short_side=120), audio_path=None)
+    card = card_of(clip, tmp_path / "card.png", {})
+    assert share(card[88:578, 24:896], overlay.PANEL) < 0.2  # the picture is there
+    assert share(card[88:496, 912:1320], overlay.GROUND) == 1.0  # what training sees is not
+
+
+def test_what_moves_has_arrows_and_what_stands_still_has_none() -> None:
+    still = np.zeros((180, 320, 3), np.uint8)
+    overlay.arrows(still, np.full((180, 320, 2), 0.1, np.float32), 25)
+    assert not still.any()
+    moving = np.zeros((360, 640, 3), np.uint8)
+    flow = np.zeros((180, 320, 2), np.float32)
+    flow[:, 160:] = (3, 0)
+    overlay.arrows(moving, flow, 25)
+    assert not moving[:, :300].any()
+    assert moving[:, 340:].any()
+
+
+def test_a_curve_has_gaps_where_nothing_is_known() -> None:
+    image = np.zeros((50, 100, 3), np.uint8)
+    values = np.full(100, 0.5)
+    values[40:60] = np.nan
+    overlay.curve(image, values, overlay.LIPS)
+    drawn = image.any(axis=(0, 2))
+    assert drawn[:39].all()
+    assert not drawn[42:58].any()
+    assert drawn[61:].all()
+
+
+def test_whatever_is_in_a_name_it_stays_one_line_within_its_width() -> None:
+    picture = Image.new("RGB", (300, 100))
+    nasty = "a\nb\x00\t<script>\u202e" + "x" * 10_000
+    assert overlay.write(ImageDraw.Draw(picture), (10, 10), nasty, 14, overlay.TEXT, 200) <= 200
+    rows, columns = np.nonzero(np.asarray(picture).any(axis=2))
+    assert columns.max() < 212
+    assert rows.max() < 30
+
+
+def test_odd_scores_and_reasons_are_shown_too(talker: Clip, tmp_path: Path) -> None:
+    scores = {
+        f"stage{k // 8}.column{k}": v for k, v in enumerate([None, True, 1e9, -1e-9, 3, "", "words", np.nan] * 30)
+    }
+    card_of(talker, tmp_path / "card.png", {"verdict": "error\n" * 9, "reason": "r" * 5000, "scores": scores})
+
+
+def test_another_kind_of_file_is_refused_with_those_there_are(talker: Clip, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"card\.gif: .* \.mp4, a film, or \.png, a picture; not as '\.gif'"):
+        show_clip(talker, ROW, tmp_path / "card.gif")
+
+
+def test_a_clip_that_breaks_off_leaves_no_half_a_film(talker: Clip, tmp_path: Path) -> None:
+    broken = tmp_path / "clip.mp4"
+    data = bytearray(talker.video_path.read_bytes())
+    data[len(data) // 2 :] = bytes(len(data) - len(data) // 2)
+    broken.write_bytes(data)
+    out = tmp_path / "out"
+    out.mkdir()
+    with pytest.raises(MediaError):
+        show_clip(dataclasses.replace(talker, video_path=broken), ROW, out / "card.mp4")
+    assert list(out.iterdir()) == []
