@@ -1,9 +1,11 @@
 """The `understudy` command. What a command needs is imported inside it, so that `--help` answers at once."""
 
+import contextlib
 import os
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,8 +25,23 @@ DONE, DONE_WITH_ERRORS, FAILED, INTERRUPTED = 0, 1, 2, 130
 _GRACE_S = 5.0
 
 
+Out = Annotated[str, typer.Argument(help="The output folder of a finished `understudy curate`; local, s3://, ...")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"understudy {version('understudy')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _commands() -> None:
+def _commands(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and end.")
+    ] = False,
+) -> None:
     """Keeps `understudy COMMAND` a group, however many commands there are."""
 
 
@@ -74,13 +91,14 @@ def curate(
 
 @app.command()
 def verify(
-    manifest: Annotated[str, typer.Argument(help="A dataset manifest, such as OUT/dataset.json.")],
+    manifest: Annotated[str, typer.Argument(help="A dataset manifest, such as OUT/dataset.json, or its folder.")],
     quick: Annotated[bool, typer.Option("--quick", help="Checksums and counts only; do not open samples.")] = False,
 ) -> None:
     """Check a dataset: every shard's checksum, count and hours, every sample's files. Exit code 1 on any fault."""
     from data_manifests.dataset import verify as verify_dataset
 
-    report = verify_dataset(manifest, deep=not quick)
+    named = manifest if manifest.endswith(".json") else f"{manifest.rstrip('/')}/dataset.json"
+    report = verify_dataset(named, deep=not quick)
     for fault in report.faults:
         typer.echo(fault, err=True)
     typer.echo(str(report))
@@ -110,6 +128,123 @@ def sample(
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
     typer.echo(f"{len(made)} files and their truth.csv in {folder}")
+
+
+@app.command()
+def funnel(
+    out: Out,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show how many clips and hours came through each stage of a finished run, and why the others did not."""
+    with _refusals():
+        from flows.what_if import show_funnel
+
+        show_funnel(out, as_json)
+
+
+@app.command()
+def what_if(
+    out: Out,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="WHERE=VALUE",
+            help="A change of the policy: RULE.FIELD=VALUE (not_static.max=0.6), RULE=off, STAGE.COLUMN.FIELD=VALUE, "
+            "tiers.TIER.hours=50, on_unusable=drop. May be given several times.",
+        ),
+    ] = None,
+    recipe: Annotated[str | None, typer.Option(help="Take the policy of this recipe instead of the run's.")] = None,
+    table: Annotated[Path | None, typer.Option(help="Write all clips that flip into this CSV file.")] = None,
+) -> None:
+    """Show what another policy would make of a finished run, and which clips would flip. Changes nothing."""
+    with _refusals():
+        from flows.what_if import show_what_if
+
+        if not set_ and not recipe:
+            raise typer.BadParameter("what if what? give --set or --recipe")
+        show_what_if(out, set_ or [], recipe, table)
+
+
+@app.command()
+def calibrate(
+    out: Out,
+    rule: Annotated[str, typer.Option(help="A rule of the recipe with a min or a max.")],
+    bound: Annotated[str | None, typer.Option(help="min or max, where the rule has both.")] = None,
+    clips: Annotated[int, typer.Option(min=2, max=500, help="How many clips to ask about.")] = 40,
+    page: Annotated[
+        Path | None, typer.Option(help="Where to write the page; calibrate-RULE.html when left out.")
+    ] = None,
+    marks: Annotated[
+        Path | None, typer.Option(help="Marks from the page: show what they say of the threshold.")
+    ] = None,
+) -> None:
+    """Have a person judge clips near a rule's threshold; then show which threshold agrees best.
+
+    First without --marks, which makes a page to mark clips on; then with the file that the page gives.
+    """
+    with _refusals():
+        from flows import calibrate as calibration
+
+        if marks is not None:
+            calibration.show_calibration(out, rule, bound, marks)
+            return
+        page = page or calibration.default_page(rule)
+        from flows.progress import in_terminal
+
+        with in_terminal(_errors()):
+            count = calibration.write_page(out, rule, bound, clips, page)
+        typer.echo(f"{count} clips to mark in {page}; then: understudy calibrate {out} --rule {rule} --marks FILE")
+
+
+@app.command()
+def report(
+    out: Out,
+    to: Annotated[Path | None, typer.Option(help="The file to write; OUT/report.html when left out.")] = None,
+) -> None:
+    """Write the report of a finished run, one HTML file: funnel, scores, pictures of clips, errors and times."""
+    with _refusals():
+        from flows.progress import in_terminal
+        from flows.report import write_report
+
+        with in_terminal(_errors()):
+            written = write_report(out, to)
+        typer.echo(written)
+
+
+@app.command()
+def show(
+    out: Out,
+    clip: Annotated[str, typer.Argument(help="A clip_id, or the beginning of one.")],
+    to: Annotated[Path | None, typer.Option(help="The file to write, .mp4 or .png; CLIP.mp4 when left out.")] = None,
+) -> None:
+    """Draw what was found in a clip: key points, flow, waveform, lip curve and scores in one film or picture."""
+    with _refusals():
+        from flows.show import show_clip_of
+
+        typer.echo(show_clip_of(out, clip, to))
+
+
+def _errors() -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+@contextlib.contextmanager
+def _refusals() -> Iterator[None]:
+    """End with one message and no traceback on what the user can mend."""
+    from data_manifests.strict import RecipeError
+    from tasks.ledger import LedgerError
+    from tasks.run_folder import Refused
+
+    try:
+        yield
+    except BrokenPipeError:
+        raise  # for main
+    except (Refused, RecipeError, LedgerError, OSError) as error:
+        _errors().print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from None
 
 
 def _refuse_early(console: "Console", manifest: str, recipe: str) -> None:

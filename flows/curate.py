@@ -15,9 +15,10 @@ from data_manifests.storage import Storage
 from data_manifests.strict import RecipeError
 from flows.leftovers import end_server_with_us
 from flows.progress import StepProgress
+from flows.report import add_times, write_report
 from flows.summary import Summary, funnel_rows, summarise, to_markdown
 from tasks.curation import Curation, Step, StepResult, Unit
-from tasks.engine import Engine, StoreError
+from tasks.engine import Engine, StoreError, describe
 from tasks.exclusive import OWN_FOLDERS, OutputError, exclusive
 from tasks.ledger import LedgerError
 from tasks.outcome import Outcome, ShardError
@@ -141,13 +142,23 @@ def curate(parameters: CurateParameters) -> Summary:
                 entries += write_shards(f"{group[0]}-{group[-1]}", outcome, _unseen(missing))
         manifest = DatasetManifest.of(outcome.recipe_name, parameters.manifest, entries)
         outcome.record(manifest)
-        summary = summarise(outcome, results, manifest, changes, written)
+        add_times(storage, curation, results)
+        summary = summarise(outcome, results, manifest, changes, written, _report(parameters.out))
     try:
         create_table_artifact(table=funnel_rows(summary), key="funnel", description="Clips and hours, step by step")
         create_markdown_artifact(markdown=to_markdown(summary), key="summary", description="What came of this run")
     except Exception as error:  # the shards are written, whatever the server says
         logger.warning("funnel and summary are not shown in the UI: %s", error)
     return summary
+
+
+def _report(out: str) -> str:
+    """The report's address; "" when there is none, since what it would tell of is done all the same."""
+    try:
+        return write_report(out)
+    except Exception as error:
+        get_run_logger().warning("no report: %s", describe(error))
+        return ""
 
 
 def _check_paths(parameters: CurateParameters) -> None:

@@ -40,6 +40,7 @@ class Summary(BaseModel):
     seconds: dict[str, float]  # by step
     shards: int
     samples: int
+    report: str = ""  # the report's address; "" when it could not be written
 
 
 def summarise(
@@ -48,6 +49,7 @@ def summarise(
     manifest: "DatasetManifest",
     changes: list[str],
     written: int,
+    report: str = "",
 ) -> Summary:
     """Gather what a run found and did."""
     problems = [Problem(where=where, reason=reason) for where, reason in outcome.problems()]
@@ -62,12 +64,13 @@ def summarise(
         seconds={name: round(result.seconds, 1) for name, result in results.items()},
         shards=len(manifest.shards),
         samples=sum(shard.samples for shard in manifest.shards),
+        report=report,
     )
 
 
 def funnel_rows(summary: Summary) -> list[dict[str, Any]]:
     """The funnel as a Prefect table artifact takes it."""
-    return [{"what": row.what, "count": row.count, "hours": _hours(row.hours)} for row in summary.funnel]
+    return [{"what": row.what, "count": row.count, "hours": hours_text(row.hours)} for row in summary.funnel]
 
 
 def to_markdown(summary: Summary) -> str:
@@ -77,8 +80,9 @@ def to_markdown(summary: Summary) -> str:
         "",
         "| | count | hours |",
         "| --- | ---: | ---: |",
-        *(f"| {_cell(row.what)} | {row.count} | {_hours(row.hours)} |" for row in summary.funnel),
+        *(f"| {_cell(row.what)} | {row.count} | {hours_text(row.hours)} |" for row in summary.funnel),
         "",
+        *([f"Report: `{summary.report}`", ""] if summary.report else []),
         *(f"- {_cell(line)}" for line in summary.changes),
         "",
         "| done in this run | units | seconds |",
@@ -94,20 +98,27 @@ def to_markdown(summary: Summary) -> str:
     return "\n".join(lines)
 
 
-def print_summary(summary: Summary) -> None:
-    """The closing funnel in the terminal."""
+def print_funnel(rows: list[FunnelRow]) -> None:
+    """The funnel in the terminal."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    console = Console()
     table = Table(title="what came of it", title_justify="left")
     table.add_column("")
     table.add_column("count", justify="right")
     table.add_column("hours", justify="right")
-    for row in summary.funnel:
-        table.add_row(escape(row.what), str(row.count), _hours(row.hours))
-    console.print(table)
+    for row in rows:
+        table.add_row(escape(row.what), str(row.count), hours_text(row.hours))
+    Console().print(table)
+
+
+def print_summary(summary: Summary) -> None:
+    """The closing funnel in the terminal."""
+    from rich.console import Console
+
+    console = Console()
+    print_funnel(summary.funnel)
     for problem in summary.problems:
         console.print(f"error: {problem.where}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
     if summary.errors > len(summary.problems):
@@ -122,9 +133,12 @@ def print_summary(summary: Summary) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    report = f"report: {summary.report}" if summary.report else "no report could be written (-v shows why)"
+    console.print(report, markup=False, highlight=False, soft_wrap=True)
 
 
-def _hours(hours: float | None) -> str:
+def hours_text(hours: float | None) -> str:
+    """Hours to the thousandth; "" where they are not known."""
     return "" if hours is None else f"{hours:.3f}"
 
 

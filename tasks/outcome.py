@@ -3,8 +3,8 @@
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from data_manifests.dataset import DatasetManifest, ShardEntry
 from data_manifests.lineage import RecipeName
@@ -17,6 +17,11 @@ from tasks.jobs import WriteShard
 from tasks.policy import decide, funnel, rule_results
 from tasks.recipe import recipe_hash
 from tasks.shards import Sample, ShardPlan, lineage, plan_shards
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Line = tuple[str, int, float | None]  # of a funnel: what, how many, hours
 
 
 class ShardError(RuntimeError):
@@ -168,28 +173,12 @@ class Outcome:
         found += [(key, f"{row['stage']}: {row['error']}") for key, row in failed.to_dict("index").items()]
         return found
 
-    def funnel(self) -> list[tuple[str, int, float | None]]:
+    def funnel(self) -> list[Line]:
         """(what, how many, hours), from the footage that came in to the tiers that came out."""
-        rows = self.sources
-        lines: list[tuple[str, int, float | None]] = [("rows of the manifest", len(rows), None)]
-        for status in ("bad row", "error", "duplicate", "ok"):
-            some = [row for row in rows if row["status"] == status]
-            hours = sum(row.get("duration_s") or 0.0 for row in some) / 3600
-            if some or status == "ok":
-                lines.append((_STATUS_WORDS[status], len(some), hours if status == "ok" else None))
         step = self.curation.step["clips"]
-        skipped = self.curation.ledger.read_list(step.name, step.fingerprint, "skipped", None, _SKIPPED)
-        ours = skipped[skipped["key"].isin([row["source_id"] for row in rows if row.get("source_id")])]
-        for reason, some in ours.groupby("reason"):
-            lines.append(
-                (f"  parts left out: {reason}", len(some), float((some["end_s"] - some["start_s"]).sum()) / 3600)
-            )
+        skipped = self.curation.ledger.read_list(step.name, step.fingerprint, "skipped", None, SKIPPED_COLUMNS)
         table = funnel(self.frame, self.decisions, self.policy, list(self.curation.stages))
-        for row in table.to_dict("records"):
-            label = _FUNNEL_WORDS[row["what"]].format(**row)
-            if row["clips"] or row["what"] in ("in", "kept", "tier", "dropped"):
-                lines.append((label, row["clips"], row["hours"]))
-        return lines
+        return [*source_lines(self.sources, skipped), *clip_lines(table)]
 
     def record(self, manifest: DatasetManifest) -> None:
         """Write the tables and, last of all, the dataset manifest, each whole or not at all."""
@@ -207,14 +196,51 @@ class Outcome:
             table.insert(at, name, about[f"clips.{name}"])
         needed = self.policy.columns()
         scores = [f"{stage}.{column}" for stage in self.curation.stages for column in needed.get(stage, ())]
-        table = table.join(about[scores])
+        # what of the ledger this outcome was made from, for whoever reads the folder later
+        statuses = [f"{stage}.status" for stage in self.curation.stages]
+        table = table.join(about[["clips.audio", *statuses, *scores]].rename(columns={"clips.audio": "audio_file"}))
         storage.write("clips.parquet", lambda path: table.to_parquet(path, index=False))
         recipe = (
             json.dumps(self.curation.recipe.model_dump(mode="json", exclude={"run"}), indent=1, ensure_ascii=False)
             + "\n"
         )
         storage.write_bytes(f"recipes/{self.recipe_hash}.json", recipe.encode())
+        made = {name: step.fingerprint for name, step in self.curation.step.items()}
+        storage.write_bytes(steps_file(self.recipe_hash), json.dumps(made, indent=1).encode() + b"\n")
         manifest.write(storage)
+
+
+def steps_file(recipe_hash: str) -> str:
+    """Where the fingerprint of each step of a recipe's last run is kept: which rows of the ledger count."""
+    return f"recipes/{recipe_hash}.steps.json"
+
+
+def source_lines(rows: Sequence[Mapping[str, Any]], skipped: "pd.DataFrame") -> list[Line]:
+    """The funnel's lines about the manifest. rows: of sources.csv. skipped: parts that no clip was made of."""
+    lines: list[Line] = [("rows of the manifest", len(rows), None)]
+    for status in ("bad row", "error", "duplicate", "ok"):
+        some = [row for row in rows if row["status"] == status]
+        hours = sum(row.get("duration_s") or 0.0 for row in some) / 3600
+        if some or status == "ok":
+            lines.append((_STATUS_WORDS[status], len(some), hours if status == "ok" else None))
+    ours = skipped[skipped["key"].isin([row["source_id"] for row in rows if row.get("source_id")])]
+    for reason, some in ours.groupby("reason"):
+        lines.append((f"  parts left out: {reason}", len(some), float((some["end_s"] - some["start_s"]).sum()) / 3600))
+    return lines
+
+
+def clip_lines(table: "pd.DataFrame") -> list[Line]:
+    """The funnel's lines about clips, from tasks.policy.funnel's table."""
+    return [
+        (funnel_label(row), row["clips"], row["hours"])
+        for row in table.to_dict("records")
+        if row["clips"] or row["what"] in ("in", "kept", "tier", "dropped")
+    ]
+
+
+def funnel_label(row: Mapping[str, Any]) -> str:
+    """What a row of tasks.policy.funnel's table counts, in words."""
+    return _FUNNEL_WORDS[row["what"]].format(**row)
 
 
 def _bad_row(row: BadRow) -> dict[str, Any]:
@@ -226,7 +252,7 @@ _SOURCE_COLUMNS = [
     *("uri", "where", "status", "reason", "source_id", "duration_s"),
     *("shots", "clips", "keep", "drop", "error", "pending"),
 ]
-_SKIPPED = ["reason", "start_s", "end_s"]
+SKIPPED_COLUMNS = ["reason", "start_s", "end_s"]
 _STATUS_WORDS = {"bad row": "  bad rows", "error": "  in error", "duplicate": "  duplicates", "ok": "sources"}
 _FUNNEL_WORDS = {
     "in": "clips",

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field, SerializeAsAny, model_validator
 
@@ -109,12 +110,16 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise RecipeError(f"{path}: name: a recipe's name is text, this is {name!r}")
     if "name" in section:
         raise RecipeError(f"{path}: in curation: name: it belongs at the top of the file, beside `curation`")
-    where = f"{path}: in curation"
+    return recipe_of({**section, "name": name}, f"{path}: in curation")
+
+
+def recipe_of(section: dict[str, Any], where: str) -> Recipe:
+    """A recipe from its `curation` section and its name. Raises RecipeError with a line for each fault."""
     # a section that is only named, with nothing under it, has its defaults
     given = {key: value for key, value in section.items() if value is not None}
     if "measure" in given:
         given["measure"] = _measure(given["measure"], f"{where}: measure")
-    return validate(Recipe, {**given, "name": name}, where)
+    return validate(Recipe, given, where)
 
 
 def recipe_hash(recipe: Recipe) -> str:

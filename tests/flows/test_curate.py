@@ -87,6 +87,20 @@ def test_a_rerun_does_nothing_and_changes_nothing(footage: Path, curated: tuple[
     assert again.funnel == first.funnel
 
 
+def test_a_report_that_cannot_be_written_fails_nothing(
+    footage: Path, curated: tuple[Path, Summary], tmp_path: Path
+) -> None:
+    assert "cuts_plain.mp4" in Path(curated[1].report).read_text()
+    times = json.loads((curated[0] / "times.json").read_text())
+    assert {name: step["units"] for name, step in times.items()} == curated[1].new
+    out = tmp_path / "out"
+    shutil.copytree(curated[0], out)
+    (out / "report.html").unlink()
+    (out / "report.html").mkdir()
+    again = run(footage, out)
+    assert again.report == "" and again.samples == curated[1].samples
+
+
 def test_any_number_of_workers_makes_the_same_bytes(
     footage: Path, curated: tuple[Path, Summary], tmp_path: Path
 ) -> None:

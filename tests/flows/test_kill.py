@@ -24,6 +24,9 @@ def footage(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+TELL_TIME = ("times.json", "report.html")  # how long it took is no part of the outcome
+
+
 def start(footage: Path, out: Path, home: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "curate", footage, "--recipe", "demo", "--out", out],
@@ -32,10 +35,10 @@ def start(footage: Path, out: Path, home: Path) -> "subprocess.Popen[bytes]":
 
 
 def tree(out: Path) -> dict[str, bytes]:
-    """Every file that a run leaves, but for its lock and what is half-written."""
+    """Every file that a run leaves, but for its lock, what is half-written, and what tells the time it took."""
     found = {}
     for path in sorted(out.rglob("*")):
-        if path.is_file() and path.suffix not in (".lock", ".tmp") and path.name != ".lock":
+        if path.is_file() and path.suffix not in (".lock", ".tmp") and path.name not in (".lock", *TELL_TIME):
             found[str(path.relative_to(out))] = path.read_bytes()
     return found
 

@@ -1,0 +1,219 @@
+"""A finished curation, read from its output folder alone and without changing anything in it."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from data_manifests.dataset import DatasetManifest, load
+from data_manifests.sources import ManifestError
+from data_manifests.storage import Storage
+from data_manifests.strict import RecipeError
+from tasks.clip import Clip, ClipRecord
+from tasks.findings import Finding
+from tasks.ledger import Ledger, LedgerError, partition_of
+from tasks.outcome import SKIPPED_COLUMNS, Line, clip_lines, source_lines, steps_file
+from tasks.policy import decide, funnel, join
+from tasks.recipe import Recipe, recipe_of
+from tasks.stages import STAGES
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class Refused(ValueError):
+    """What was asked of a run cannot be done; one message for whoever asked, that says what could be."""
+
+
+class UnreadableRun(Refused):
+    """An output folder that cannot be read as a finished run; the message says what is missing and what to do."""
+
+
+class _FrozenLedger(Ledger):
+    """A ledger that is only looked at: a damaged file stays where it is."""
+
+    def _move_aside(self, name: str, reason: str) -> None:
+        place = f"{self.storage.address.rstrip('/')}/{name}"
+        raise LedgerError(f"{place} is damaged ({reason}); run `understudy curate` again, which makes its rows anew")
+
+
+class RunFolder:
+    """What a run of `understudy curate` left at an address, as it stood when the run ended.
+
+    storage, manifest, recipe: where it lies, its dataset manifest and the recipe that made it.
+    sources: the rows of sources.csv; `duration_s` a float where it is known.
+    frame: one row a clip as tasks.policy.join makes it, with every column of every stage, and `clips.uri`.
+    decisions: what tasks.policy.decide says of them.
+
+    Raises UnreadableRun when the folder is not there, unfinished, incomplete or damaged.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.address = address.removesuffix("dataset.json").rstrip("/") or ("/" if address.startswith("/") else ".")
+        self.storage = self._open()
+        try:
+            self.manifest: DatasetManifest = load(f"{self.address}/dataset.json")
+            self.recipe = self._read_recipe()
+            self.steps = self._read_json(steps_file(self.manifest.recipe.hash))
+            self.sources = self._read_sources()
+            self.ledger = _FrozenLedger(self.storage, self.recipe.shards.partitions)
+            lacking = [name for name in ("scenes", "clips", *self.recipe.measure) if name not in self.steps]
+            if lacking:
+                raise UnreadableRun(f"{steps_file(self.manifest.recipe.hash)} lacks {lacking[0]}")
+            self.stages = list(self.recipe.measure)
+            self.frame = self._read_frame()
+        except ManifestError as error:
+            if "no such dataset manifest" not in str(error):
+                raise UnreadableRun(str(error)) from None
+            raise UnreadableRun(
+                f"{self.address}: no finished run lies here (there is no dataset.json); "
+                "give the folder that `understudy curate --out` wrote to, or let that run end first"
+            ) from None
+        except FileNotFoundError as error:
+            raise UnreadableRun(self._incomplete(f"{error.filename or error} is gone")) from None
+        except UnreadableRun as error:
+            raise UnreadableRun(self._incomplete(str(error))) from None
+        except RecipeError as error:
+            raise UnreadableRun(f"{error}\nthe run was made by another version; curate with this one first") from None
+        except (LedgerError, OSError) as error:
+            raise UnreadableRun(str(error)) from error
+        self.decisions = decide(self.frame, self.recipe.policy, self.stages)
+
+    def _open(self) -> Storage:
+        try:
+            return Storage(self.address)
+        except (ValueError, ImportError) as error:
+            raise UnreadableRun(f"{self.address}: no address that can be read: {error}") from None
+
+    def _incomplete(self, what: str) -> str:
+        return f"{self.address}: {what}; run `understudy curate` into it again, which costs only what is missing"
+
+    # ---- what the folder says ----
+
+    def _read_json(self, name: str) -> dict[str, Any]:
+        try:
+            content = json.loads(self.storage.read_bytes(name))
+        except ValueError as error:
+            raise UnreadableRun(f"{name} is damaged ({error})") from None
+        if not isinstance(content, dict):
+            raise UnreadableRun(f"{name} is damaged (not a JSON object)")
+        return content
+
+    def _read_recipe(self) -> Recipe:
+        name = f"recipes/{self.manifest.recipe.hash}.json"
+        return recipe_of(self._read_json(name), f"{self.address}/{name}")
+
+    def _read_sources(self) -> list[dict[str, Any]]:
+        text = self.storage.read_bytes("sources.csv").decode("utf-8", "surrogateescape")
+        try:
+            reader = csv.DictReader(io.StringIO(text, newline=""))
+            if not {"uri", "where", "status", "reason", "source_id", "duration_s"} <= set(reader.fieldnames or ()):
+                raise ValueError("it lacks columns")
+            rows: list[dict[str, Any]] = list(reader)
+            for row in rows:
+                row["duration_s"] = float(row["duration_s"]) if row["duration_s"] else None
+        except (csv.Error, ValueError) as error:
+            raise UnreadableRun(f"sources.csv is damaged ({error})") from None
+        return rows
+
+    def _read_frame(self) -> "pd.DataFrame":
+        import pandas as pd
+        import pyarrow as pa
+
+        try:
+            clips = pd.read_parquet(io.BytesIO(self.storage.read_bytes("clips.parquet"))).set_index("clip_id")
+            statuses = {name: clips[f"{name}.status"].notna() for name in self.stages}
+            base = clips[["uri", "start_s", "end_s", "duration_s", "video", "audio_file"]]
+        except pa.ArrowException as error:
+            raise UnreadableRun(f"clips.parquet is damaged ({error})") from None
+        except KeyError as error:
+            raise UnreadableRun(f"clips.parquet has no column {error}") from None
+        tables = {}
+        for name in self.stages:
+            columns = ["status", "error", *STAGES[name].columns]
+            table = self.ledger.read(name, self.steps[name], columns=columns)
+            # rows of the ledger that the run did not count: of footage no longer listed, or made from another caption
+            tables[name] = table[table["key"].isin(statuses[name].index[statuses[name]])]
+        return join(base.rename(columns={"audio_file": "audio"}), tables)
+
+    @cached_property
+    def skipped(self) -> "pd.DataFrame":
+        """The parts of the footage that no clip shows: `key` (source_id), reason, start_s, end_s."""
+        return self.ledger.read_list("clips", self.steps["clips"], "skipped", None, SKIPPED_COLUMNS)
+
+    def funnel(self) -> list[Line]:
+        """(what, how many, hours), as the run told it at its end."""
+        table = funnel(self.frame, self.decisions, self.recipe.policy, self.stages)
+        return [*source_lines(self.sources, self.skipped), *clip_lines(table)]
+
+    def problems(self) -> list[tuple[str, str]]:
+        """(where, why) for each row of the manifest, source and clip that ended in an error."""
+        rows = [row for row in self.sources if row["status"] in ("error", "bad row")]
+        failed = self.decisions[self.decisions["verdict"] == "error"]
+        return [(row["uri"] or row["where"], row["reason"]) for row in rows] + [
+            (clip_id, f"{stage}: {error}")
+            for clip_id, stage, error in zip(failed.index, failed["stage"], failed["error"], strict=True)
+        ]
+
+    # ---- single clips ----
+
+    def find(self, prefix: str) -> str:
+        """The clip_id that is `prefix`, or the only one that begins with it. Raises Refused."""
+        if prefix in self.frame.index:
+            return prefix
+        found = [clip_id for clip_id in self.frame.index if clip_id.startswith(prefix)]
+        if len(found) == 1:
+            return str(found[0])
+        if found:
+            raise Refused(f"{len(found)} clips begin with {prefix!r}, such as {found[0]} and {found[1]}; give more")
+        raise Refused(f"no clip of {self.address} begins with {prefix!r}; clips.parquet lists them")
+
+    def clips(self, clip_ids: Iterable[str], remade: bool = True) -> Iterator[tuple[ClipRecord, list[Finding]]]:
+        """Records and findings of these clips, in their order.
+
+        remade: whether the picture, size and sound are those that a stage such as the crop has given the clip.
+        """
+        wanted = list(dict.fromkeys(clip_ids))
+        records, findings = self._of_partitions(wanted)
+        names = [f.name for f in dataclasses.fields(ClipRecord) if f.name != "metadata"]
+        for clip_id in wanted:
+            if clip_id not in records:
+                raise UnreadableRun(self._incomplete(f"the ledger has no clip {clip_id}"))
+            record = ClipRecord(**{name: records[clip_id][name] for name in names})
+            ours = findings.get(clip_id, [])
+            for finding in ours:
+                if remade and STAGES[finding.stage].remakes_clip:
+                    record = finding.remake(record)
+            yield record, ours
+
+    def _of_partitions(self, clip_ids: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, list[Finding]]]:
+        """The ledger's rows for some clips, from the partitions they lie in."""
+        wanted = set(clip_ids)
+        records: dict[str, dict[str, Any]] = {}
+        findings: dict[str, list[Finding]] = {}
+        for partition in sorted({partition_of(clip_id, self.recipe.shards.partitions) for clip_id in clip_ids}):
+            for row in self.ledger.rows("clips", self.steps["clips"], partition):
+                records |= {clip["clip_id"]: clip for clip in row["clips"] or () if clip["clip_id"] in wanted}
+            for stage in self.stages:
+                for row in self.ledger.rows(stage, self.steps[stage], partition):
+                    clip_id = row["key"]
+                    if clip_id in wanted and self.frame.at[clip_id, f"{stage}.status"] == row["status"] == "ok":
+                        finding = Finding.of(stage, self.steps[stage], row, STAGES[stage].columns)
+                        findings.setdefault(clip_id, []).append(finding)
+        return records, findings
+
+    @contextlib.contextmanager
+    def open(self, record: ClipRecord, findings: Iterable[Finding] = ()) -> Iterator[Clip]:
+        """The clip with its files at hand and what was found in it. Raises UnreadableRun when a file is gone."""
+        found = {finding.stage: finding.measurement(self.storage, record.clip_id) for finding in findings}
+        with contextlib.ExitStack() as files:
+            for name in filter(None, (record.video, record.audio)):
+                if not self.storage.exists(name):
+                    raise UnreadableRun(f"{self.address}: {name} is gone; curate with --retry-errors makes it again")
+            video = files.enter_context(self.storage.local(record.video))
+            audio = files.enter_context(self.storage.local(record.audio)) if record.audio else None
+            yield Clip(record, video, audio, found)

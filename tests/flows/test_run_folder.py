@@ -1,0 +1,121 @@
+"""A finished run read back from its folder: what it told, or one message on what is missing."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_manifests.storage import Storage
+from tasks.outcome import Outcome
+from tasks.run_folder import Refused, RunFolder, UnreadableRun
+
+Finished = tuple[str, Outcome]
+
+
+def files(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Bytes and time of change of everything in a folder."""
+    found = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): (path.read_bytes(), path.stat().st_mtime_ns) for path in found}
+
+
+def test_a_folder_tells_what_the_run_told_at_its_end(finished: Finished) -> None:
+    out, outcome = finished
+    run = RunFolder(out)
+    assert run.funnel() == outcome.funnel()
+    assert run.problems() == outcome.problems() and len(run.problems()) == 2
+    told = outcome.decisions.sort_index()
+    assert list(run.decisions.index) == list(told.index)
+    for column in told:
+        assert run.decisions[column].tolist() == told[column].tolist(), column
+
+
+def test_a_folder_is_read_from_anywhere(finished: Finished, s3_folder: str) -> None:
+    out, outcome = finished
+    there = Storage(s3_folder)
+    for path in Path(out).rglob("*"):
+        name = str(path.relative_to(out))
+        if path.is_file() and not name.startswith(("clips/", "features/", "shards/")):
+            there.write_bytes(name, path.read_bytes())
+    assert RunFolder(s3_folder).funnel() == outcome.funnel()
+
+
+@pytest.mark.parametrize(
+    "name", ["dataset.json", "sources.csv", "clips.parquet", "recipes/*.json", "recipes/*.steps.json"]
+)
+@pytest.mark.parametrize("how", ["gone", "damaged"])
+def test_a_folder_that_lacks_something_is_refused_by_its_name(
+    finished: Finished, tmp_path: Path, name: str, how: str
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out, ignore=shutil.ignore_patterns("clips", "features", "shards"))
+    hurt = min(out.glob(name), key=lambda path: len(path.name))
+    if how == "gone":
+        hurt.unlink()
+    else:
+        hurt.write_bytes(b"\x00nothing of ours\n")
+    with pytest.raises(UnreadableRun) as refusal:
+        RunFolder(str(out))
+    message = str(refusal.value)
+    assert hurt.name in message and str(out) in message and "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("foo://bar", "no address that can be read"),
+        ("memory://nothing", "no finished run lies here"),
+        ("", "no finished run lies here"),
+        ("{out}/clips.parquet", "clips.parquet/dataset.json: cannot be read"),
+    ],
+)
+def test_a_place_without_a_run_is_refused(finished: Finished, address: str, message: str) -> None:
+    with pytest.raises(UnreadableRun, match=message):
+        RunFolder(address.format(out=finished[0]))
+    assert RunFolder(f"{finished[0]}/dataset.json").address == finished[0]
+
+
+def test_a_damaged_ledger_is_told_of_and_left_as_it_is(finished: Finished, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out, ignore=shutil.ignore_patterns("clips", "features", "shards"))
+    part = next((out / "ledger" / "motion").rglob("*.parquet"))
+    part.write_bytes(b"PAR1" + bytes(50))
+    before = files(out)
+    with pytest.raises(UnreadableRun, match=f"{part.name} is damaged"):
+        RunFolder(str(out))
+    assert files(out) == before
+
+
+def test_rows_that_the_run_did_not_count_are_not_read(finished: Finished, tmp_path: Path) -> None:
+    """Such as those of footage that the manifest no longer lists, or of a later run that was killed."""
+    import pandas as pd
+
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out, ignore=shutil.ignore_patterns("clips", "features", "shards"))
+    clips = pd.read_parquet(out / "clips.parquet")
+    nobody = clips["clip_id"][clips["rule"] == "person"].item()
+    clips.loc[clips["clip_id"] == nobody, "people.status"] = None
+    clips.to_parquet(out / "clips.parquet", index=False)
+    assert RunFolder(str(out)).decisions.loc[nobody, ["verdict", "stage"]].tolist() == ["pending", "people"]
+
+
+def test_a_clip_is_found_by_the_beginning_of_its_name(finished: Finished) -> None:
+    run = RunFolder(finished[0])
+    first, *others = run.frame.index
+    assert run.find(first) == run.find(first[:12]) == first
+    assert others
+    for prefix, message in (("", "clips begin with"), ("no such clip", "no clip of")):
+        with pytest.raises(Refused, match=message):
+            run.find(prefix)
+
+
+def test_a_clip_comes_with_all_that_was_found_in_it(finished: Finished) -> None:
+    run = RunFolder(finished[0])
+    kept = list(run.decisions.index[run.decisions["verdict"] == "keep"])
+    opened = {}
+    for record, findings in run.clips(reversed(kept)):
+        with run.open(record, findings) as clip:
+            opened[record.clip_id] = clip.found["speech"].columns["fraction"]
+            assert sum(1 for _ in clip.keyframes()) > 0
+            assert all(len(array) for stage in clip.found.values() for array in stage.arrays.values())
+    assert list(opened) == kept[::-1]
+    assert opened == {clip_id: run.frame.at[clip_id, "speech.fraction"] for clip_id in opened}

@@ -1,0 +1,224 @@
+"""What another policy would make of a run: the same as curating with it, without touching anything."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+from data_manifests.strict import RecipeError
+from flows.cli import app
+from tasks.outcome import Outcome
+from tasks.recipe import Recipe, load_recipe
+from tasks.run_folder import RunFolder
+from tasks.what_if import WhatIf, WhatIfError, changed, compare
+from tests.flows.conftest import Curate
+from tests.flows.test_run_folder import files
+
+Finished = tuple[str, Outcome]
+
+
+@pytest.fixture(scope="module")
+def run(finished: Finished) -> RunFolder:
+    return RunFolder(finished[0])
+
+
+def what_if(run: RunFolder, *changes: str) -> WhatIf:
+    return compare(run, changed(run.recipe, changes))
+
+
+def flips(found: WhatIf) -> dict[str, tuple[str, str]]:
+    """(before, after) by the name of the file."""
+    names = found.flips["uri"].map(lambda uri: Path(uri).name)
+    return dict(zip(names, zip(found.flips["before"], found.flips["after"], strict=True), strict=True))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        ["not_static.max=0.2"],
+        ["not_chaotic=off"],
+        ["person.min=0", "not_chaotic.max=0.9"],
+        ["spoken.min=0.85", "on_unusable=drop"],
+        ["tiers.hq.hours=0.01", "tiers.hq.rank.motion.speed=-3"],
+        ["people.framing.one_of=[upper body]"],
+    ],
+)
+def test_the_prediction_is_what_curating_comes_to(
+    finished: Finished, footage: list[Path], curate: Curate, tmp_path: Path, changes: list[str]
+) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    recipe = changed(load_recipe("demo"), changes)
+    before = RunFolder(str(out))
+    predicted = compare(before, recipe)
+    curate(footage, out, recipe)
+    after = RunFolder(str(out))
+    told = predicted.flips.set_index("clip_id")
+    waiting = told["after"].str.startswith("would be measured")
+    assert len(told)
+    columns = ["verdict", "audio"] if waiting.any() else ["verdict", "audio", "tier"]  # a tier's hours go by all clips
+    was, came = (run.decisions[columns].astype(str) for run in (before, after))
+    differs = (was != came).any(axis=1) & ((came["verdict"] == "keep") | (was["verdict"] != came["verdict"]))
+    assert set(differs.index[differs]) - set(told.index[waiting]) == set(told.index[~waiting])
+    for clip_id, row in told[~waiting].iterrows():
+        decision = after.decisions.loc[clip_id]
+        assert row["after"].startswith(str(decision["verdict"]))
+        assert waiting.any() or not decision["tier"] or f"tier {decision['tier']}" in row["after"]
+    for clip_id, row in told[waiting].iterrows():
+        stage = row["after"].removeprefix("would be measured by ")
+        assert pd.isna(before.frame.at[clip_id, f"{stage}.status"])
+        assert after.frame.at[clip_id, f"{stage}.status"] == "ok"
+    if not waiting.any():
+        kept = next(line for line in predicted.funnel if line.label == "kept")
+        assert kept.clips[1] == (after.decisions["verdict"] == "keep").sum()
+
+
+def test_what_a_rule_kept_away_would_be_measured_first(run: RunFolder) -> None:
+    found = what_if(run, "person=off")
+    assert flips(found) == {"nobody.mp4": ("drop", "would be measured by motion")}
+    row = found.flips.iloc[0]
+    assert (row["stage"], row["rule"], row["value"], row["threshold"]) == ("people", "person", "0", ">= 0.5")
+    lines = {line.label.strip(): line.clips for line in found.funnel}
+    assert lines["dropped by person >= 0.5 (gone)"] == (1, 0)
+    assert lines["motion: not measured yet"] == (0, 1)
+
+
+def test_a_flip_names_the_rule_the_value_and_the_new_threshold(run: RunFolder) -> None:
+    found = what_if(run, "not_static.max=0.2")
+    assert flips(found) == {"frozen.mp4": ("keep, tier main", "drop")}
+    row = found.flips.iloc[0]
+    assert (row["stage"], row["rule"], row["threshold"]) == ("motion", "not_static", "<= 0.2")
+    assert float(row["value"]) == run.frame.at[row["clip_id"], "motion.static_fraction"]
+    assert "  dropped by not_static <= 0.5 -> <= 0.2" in [line.label for line in found.funnel]
+
+
+def test_the_same_policy_changes_nothing(run: RunFolder) -> None:
+    found = compare(run, load_recipe("demo"))
+    assert not len(found.flips)
+    assert all(line.clips[0] == line.clips[1] and line.hours[0] == line.hours[1] for line in found.funnel)
+
+
+def policy(recipe: Recipe) -> dict[str, Any]:
+    return recipe.model_dump(mode="json")["policy"]
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "value"),
+    [
+        ("not_static.max=0.4", "rules.not_static.max", 0.4),
+        ("rules.not_static.max=4e-1", "rules.not_static.max", 0.4),
+        ("audio.spoken.missing=reject", "audio.spoken.missing", "reject"),
+        ("motion.static_fraction.max=0.4", "rules.not_static.max", 0.4),
+        ("speech.min=0.5", "audio.spoken.min", 0.5),
+        ("speech.max = 0.9", "audio.spoken.max", 0.9),
+        ("tiers.hq.hours=1", "tiers.hq.hours", 1.0),
+        ("tiers.hq.rank.speech.fraction=2", "tiers.hq.rank.speech.fraction", 2.0),
+        ("on_unusable=drop", "on_unusable", "drop"),
+    ],
+)
+def test_a_change_reaches_its_place(change: str, place: str, value: object) -> None:
+    def at(policy: Any, path: str) -> Any:
+        for key in policy if isinstance(policy, dict) else ():
+            if path == key or path.startswith(f"{key}."):
+                return at(policy[key], path[len(key) + 1 :])
+        assert not path, f"there is no {path}"
+        return policy
+
+    before, after = policy(load_recipe("demo")), policy(changed(load_recipe("demo"), [change]))
+    assert at(after, place) == value
+    assert before != after
+    text = json.dumps(after).replace(json.dumps(at(after, place)), "")
+    assert len(text) <= len(json.dumps(before))  # and nothing else is new
+
+
+def test_a_score_without_a_rule_gets_one() -> None:
+    recipe = changed(load_recipe("demo"), ["motion.speed.max=0.1", "motion.speed.min=0.01"])
+    rule = recipe.policy.rules["motion.speed"]
+    assert (rule.score, rule.backend, rule.min, rule.max) == ("motion.speed", "dis", 0.01, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("motion.max=8", "motion has 2 rules; name one: not_static, not_chaotic"),
+        ("nobstatic.max=0.2", "did you mean 'not_static.max'?"),
+        ("motion.sped.max=1", "did you mean 'motion.speed.max'?"),
+        ("wholly.other=1", "its rules are person, not_static, not_chaotic, spoken"),
+        ("not_static.max=high", "not_static.max: Input should be a valid number"),
+        ("not_static.max=null", "demands nothing"),
+        ("not_static.min=0.9", "no clip can pass"),
+        ("not_static.maximum=1", "unknown key 'maximum'"),
+        ("not_static.max=[", "is no value"),
+        ("not_static.max=" + "[" * 3000, "is no value"),
+        ("not_static.max=off", "only a rule as a whole can be off"),
+        ("on_unusable=sell", "on_unusable"),
+        ("tiers.top.hours=1", "no tier 'top'; known here: hq, main"),
+        ("tiers.hq.hour=1", "did you mean 'hours'?"),
+        ("near_duplicates.picture_bits=3", "it has no near_duplicates to change"),
+        ("not_static", "give WHERE=VALUE, such as person.min=0.5"),
+        ("=3", "give WHERE=VALUE"),
+        ("not_static.max=", "give WHERE=VALUE"),
+    ],
+)
+def test_a_change_that_cannot_be_made_is_refused_with_what_could_be(change: str, message: str) -> None:
+    with pytest.raises((WhatIfError, RecipeError)) as refusal:
+        changed(load_recipe("demo"), [change])
+    assert message in str(refusal.value)
+    assert change[:30] in str(refusal.value)
+
+
+def test_a_stage_that_another_recipe_measures_differently_counts_as_not_measured(run: RunFolder) -> None:
+    recipe = load_recipe("demo")
+    motion = recipe.measure["motion"].model_copy(update={"rate_hz": 6.0})
+    found = compare(run, recipe.model_copy(update={"measure": {**recipe.measure, "motion": motion}}))
+    through = run.decisions.index[run.decisions["stage"] != "people"]
+    assert set(found.flips["clip_id"]) == set(through)
+    assert set(found.flips["after"]) == {"would be measured by motion"}
+
+
+def test_a_recipe_that_cuts_other_clips_is_refused(run: RunFolder) -> None:
+    with pytest.raises(WhatIfError, match=r"cuts the footage into other clips .* \(its `clips` differs\)"):
+        compare(run, load_recipe("demo").model_copy(update={"clips": load_recipe("active_mind").clips}))
+
+
+def test_looking_touches_nothing(finished: Finished, tmp_path: Path) -> None:
+    out = finished[0]
+    before = files(Path(out))
+    table, picture = tmp_path / "flips.csv", tmp_path / "clip.png"
+    looks = [
+        ["what-if", out, "--set", "not_static.max=0.2", "--set", "person=off", "--table", str(table)],
+        ["funnel", out, "--json"],
+        ["report", out, "--to", str(tmp_path / "report.html")],
+        ["calibrate", out, "--rule", "person", "--clips", "2", "--page", str(tmp_path / "page.html")],
+        ["show", out, finished[1].frame.index[0], "--to", str(picture)],
+        ["show", out, "", "--to", str(tmp_path / "a.png")],  # refused: every clip begins so
+    ]
+    codes = [CliRunner().invoke(app, look).exit_code for look in looks]
+    assert codes == [0, 0, 0, 0, 0, 2]
+    assert files(Path(out)) == before
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    rows = pd.read_csv(table)
+    assert {Path(uri).name for uri in rows["uri"]} == {"frozen.mp4", "nobody.mp4"}
+
+
+def test_the_command_shows_both_funnels_and_what_flips(finished: Finished) -> None:
+    shown = CliRunner().invoke(app, ["what-if", finished[0], "--set", "not_static.max=0.2"]).output
+    kept = finished[1].decisions["verdict"].value_counts()["keep"]
+    assert f"{kept} -> {kept - 1} (-1)" in shown
+    assert "frozen.mp4 at 0.00 s: keep, tier main -> drop (not_static: 0.4" in shown
+    told = json.loads(CliRunner().invoke(app, ["funnel", finished[0], "--json"]).output)
+    assert [(row["what"], row["count"], row["hours"]) for row in told["funnel"]] == finished[1].funnel()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["what-if", "{}", "--set", "motion.max=8"], ["funnel", "{}/nothing"], ["what-if", "{}"], ["show", "{}", "x"]],
+)
+def test_a_refusal_is_one_message_and_exit_code_2(finished: Finished, arguments: list[str]) -> None:
+    refused = CliRunner().invoke(app, [part.format(finished[0]) for part in arguments])
+    assert refused.exit_code == 2 and refused.output.strip()
+    assert "Traceback" not in refused.output
