@@ -1,0 +1,324 @@
+"""What a planning language model would say of a clip, here from what the stages before measured.
+
+active-mind has an Analyzer that listens and looks, and a Planner that says what the person does, shot by shot;
+physavatar has one model that puts sound, picture and movement into phrases. The backend here fills templates
+(`tasks.phrases`); all write the same document (`tasks.guidance_schema`).
+"""
+
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from itertools import pairwise
+from typing import ClassVar, Protocol
+
+import numpy as np
+from pydantic import Field, field_validator
+
+from data_manifests.strict import unknown_key
+from tasks import phrases
+from tasks.clip import SAMPLE_RATE, Clip
+from tasks.guidance_schema import (
+    TRANSCRIPTION_CHARS,
+    Analysis,
+    Guidance,
+    Shot,
+    Sources,
+    clean,
+    write_guidance,
+)
+from tasks.guidance_schema import Segment as SegmentSaid
+from tasks.phrases import Segment, Signals
+from tasks.prosody import HOP_S, Contours, Voice, contours, voice
+from tasks.speech import VoiceDetector, model_path
+from tasks.stage import Measurement, Stage, StageSettings, Value
+
+_MOVE_S = 0.2  # over which the head's speed is taken: less is the face detector's tremble
+
+
+class GuidanceSettings(StageSettings):
+    """min_pause_s: seconds of silence at which a segment may end. min_segment_s: what both sides of it have at least.
+    max_segments: in a clip, cut at its longest pauses."""
+
+    backend: str = "templates"
+    min_pause_s: float = Field(default=0.3, ge=0.05, le=10.0)
+    min_segment_s: float = Field(default=1.5, ge=0.1, le=60.0)
+    max_segments: int = Field(default=8, ge=1, le=100)
+
+    @field_validator("backend")
+    @classmethod
+    def _known(cls, backend: str) -> str:
+        if backend not in BACKENDS:
+            raise ValueError(unknown_key(backend, list(BACKENDS)).replace("key", "backend", 1))
+        return backend
+
+
+class Guide(Protocol):
+    """A guidance backend. No clip changes what the next one gets."""
+
+    @staticmethod
+    def version() -> str:
+        """Library and weights, as far as they can change a word."""
+
+    @staticmethod
+    def check() -> None:
+        """Raises tasks.stage.MissingBackend when the backend cannot run."""
+
+    def __call__(self, clip: Clip, signals: Signals) -> Guidance:
+        """The guidance of a clip; `signals` are what was measured of it."""
+
+
+class Templates:
+    """Templates filled from the signals, in English; what was not measured is not said."""
+
+    @staticmethod
+    def version() -> str:
+        """All in the stage's own code."""
+        return ""
+
+    @staticmethod
+    def check() -> None:
+        """Nothing to load."""
+
+    def __call__(self, clip: Clip, signals: Signals) -> Guidance:
+        del clip  # all that is said comes from the signals
+        return fill(signals)
+
+
+BACKENDS: dict[str, type[Guide]] = {"templates": Templates}
+
+
+class GuidanceStage(Stage[GuidanceSettings]):
+    """Analysis, schedule and phrases of a clip.
+
+    Columns:
+        words: of the phrases with their tags, 80 at most.
+        language: of the speech as the manifest says; "" when it does not.
+        speech_type: "speech" or "none"; "singing" only from a backend that can hear it.
+        emotion: "calm", "neutral" or "lively", how the voice sounds; "" without one.
+        segments: between pauses of speech.
+        phrases: "[AUDIO]: ... [IMAGE]: ... [VIDEO]: ...".
+    Files:
+        guidance.json: the document (tasks.guidance_schema.Guidance).
+    """
+
+    name: ClassVar[str] = "guidance"
+    version: ClassVar[int] = 1
+    columns: ClassVar[dict[str, type]] = {
+        "words": int,
+        "language": str,
+        "speech_type": str,
+        "emotion": str,
+        "segments": int,
+        "phrases": str,
+    }
+    reads: ClassVar[tuple[str, ...]] = ("caption", "language", "transcript")
+    uses: ClassVar[tuple[str, ...]] = ("people", "aesthetics", "motion", "identity", "pose")
+
+    def backend_version(self) -> str:
+        from importlib.metadata import version
+
+        guide = BACKENDS[self.settings.backend].version()
+        libraries = (
+            f"silero-vad {version('silero-vad')}, onnxruntime {version('onnxruntime')}, scipy {version('scipy')}"
+        )
+        return f"{guide}, {libraries}" if guide else libraries
+
+    def check(self) -> None:
+        model_path()
+        BACKENDS[self.settings.backend].check()
+
+    @cached_property
+    def _detector(self) -> VoiceDetector:
+        return VoiceDetector()
+
+    @cached_property
+    def _guide(self) -> Guide:
+        return BACKENDS[self.settings.backend]()
+
+    def measure(self, clip: Clip) -> Measurement:
+        samples = clip.samples()
+        heard = samples is not None and len(samples) > 0
+        spans = self._detector.spans(samples) if samples is not None and heard else []
+        guidance = self._guide(clip, signals_of(clip, samples if heard else None, spans, self.settings))
+        return Measurement(
+            {
+                "words": guidance.phrases.words,
+                "language": guidance.analysis.language,
+                "speech_type": guidance.analysis.type,
+                "emotion": guidance.analysis.tone,
+                "segments": len(guidance.analysis.segments),
+                "phrases": guidance.phrases.text,
+            },
+            files={"guidance.json": write_guidance(guidance)},
+        )
+
+
+def fill(signals: Signals) -> Guidance:
+    """The templates' guidance for any signals."""
+    said, origins = phrases.phrases_of(signals)
+    tone = phrases.tone_of(signals.voice)
+    language, transcript = clean(signals.language, 40), clean(signals.transcript, TRANSCRIPTION_CHARS)
+    count = len(signals.segments)
+    followed = any(s.head_speed is not None for s in signals.segments)
+    return Guidance(
+        backend="templates",
+        analysis=Analysis(
+            language=language,
+            transcription=transcript,
+            type="speech" if signals.spoken else "none",
+            tone=tone,
+            emotion=phrases.emotion_of(signals.voice),
+            intention="",
+            segmentation=f"Divided at {count - 1} pause{'s'[: count != 2]} of speech." if count > 1 else "Not divided.",
+            segments=tuple(
+                SegmentSaid(start_s=s.start_s, end_s=s.end_s, content=phrases.content_of(s)) for s in signals.segments
+            ),
+        ),
+        schedule=tuple(
+            Shot(
+                start_s=s.start_s,
+                end_s=s.end_s,
+                expression=phrases.expression_of(s),
+                action=phrases.action_of(s),
+            )
+            for s in signals.segments
+        ),
+        phrases=said,
+        sources=Sources(
+            language=("manifest",) if language else (),
+            transcription=("manifest",) if transcript else (),
+            type=() if signals.loudness_db is None else ("sound",),
+            emotion=("sound",) if tone else (),
+            segments=() if signals.loudness_db is None else ("sound",),
+            schedule=("identity", "sound") if followed else (),
+            **origins,
+        ),
+    )
+
+
+def signals_of(
+    clip: Clip, samples: np.ndarray | None, spans: list[tuple[int, int]], settings: GuidanceSettings
+) -> Signals:
+    """Put together what is known of a clip.
+
+    samples: [samples] float32 at 16 kHz, or None; spans: where there is speech in them.
+    """
+    record, found = clip.record, clip.found
+    columns: Mapping[str, Mapping[str, Value]] = {stage: found[stage].columns for stage in found}
+
+    def number(stage: str, column: str) -> float | None:
+        value = columns.get(stage, {}).get(column)
+        return float(value) if isinstance(value, (int, float)) else None
+
+    def text(stage: str, column: str) -> str:
+        return str(columns.get(stage, {}).get(column) or "")
+
+    sound = None if samples is None else contours(samples)
+    spoken = np.zeros(0 if sound is None else len(sound.pitch_hz), bool)
+    for start, end in spans:
+        spoken[round(start / SAMPLE_RATE / HOP_S) : round(end / SAMPLE_RATE / HOP_S)] = True
+    whole = None if sound is None else voice(sound, spoken)
+    arrays = found["identity"].arrays if "identity" in found else {}
+    moves = _Head.of(arrays["face_box"], arrays["lips"], record.fps) if "face_box" in arrays else None
+    bounds = cut_at_pauses([(a / SAMPLE_RATE, b / SAMPLE_RATE) for a, b in spans], record.duration_s, settings)
+    hands = [number("pose", f"{side}_hand_share") for side in ("left", "right")]
+    power = 0.0 if samples is None else float(np.mean(np.square(samples, dtype=np.float64)))
+    faces = number("identity", "faces")
+    return Signals(
+        width=record.width,
+        height=record.height,
+        segments=tuple(_segment(a, b, sound, spoken, whole, moves) for a, b in pairwise(bounds)),
+        caption=str(record.metadata.get("caption") or ""),
+        language=str(record.metadata.get("language") or ""),
+        transcript=str(record.metadata.get("transcript") or ""),
+        loudness_db=None if samples is None else 10 * math.log10(max(power, 1e-12)),
+        spoken=float(spoken.mean()) if len(spoken) else 0.0,
+        voice=whole,
+        person_share=number("people", "person_share"),
+        framing=text("people", "framing"),
+        scene=text("people", "scene"),
+        faces=None if faces is None else int(faces),
+        yaw=number("identity", "yaw"),
+        roll=number("identity", "roll"),
+        camera_speed=number("motion", "camera_speed"),
+        subject_speed=number("motion", "subject_speed"),
+        brightness=number("aesthetics", "brightness"),
+        colourfulness=number("aesthetics", "colourfulness"),
+        hands=max((h for h in hands if h is not None), default=None),
+    )
+
+
+def cut_at_pauses(spans_s: list[tuple[float, float]], duration_s: float, settings: GuidanceSettings) -> list[float]:
+    """Where the segments of a clip begin and end, in seconds: from 0 to its duration.
+
+    Cut in the middle of pauses between spans of speech, the longest first, as long as every segment keeps its least
+    length.
+    """
+    pauses = [(start - end, (start + end) / 2) for (_, end), (start, _) in pairwise(spans_s)]
+    bounds = [0.0, duration_s]
+    for length, middle in sorted(pauses, key=lambda p: (-p[0], p[1])):
+        at = round(middle, 3)
+        if length < settings.min_pause_s or len(bounds) > settings.max_segments:
+            break
+        if min(abs(at - bound) for bound in bounds) >= settings.min_segment_s and at < duration_s:
+            bounds = sorted([*bounds, at])
+    return bounds
+
+
+class _Head:
+    """A face and its lips over time. box: [frames, 4] in the frame's size; opening: [frames]; NaN where not seen."""
+
+    def __init__(self, box: np.ndarray, opening: np.ndarray, fps: int) -> None:
+        self.box, self.opening, self.fps = box, opening, fps
+
+    @classmethod
+    def of(cls, box: np.ndarray, lips: np.ndarray, fps: int) -> "_Head":
+        return cls(box.astype(np.float64), lips[:, 0].astype(np.float64), fps)
+
+    def within(self, start_s: float, end_s: float) -> dict[str, float]:
+        """What tasks.phrases.Segment says of mouth and head; nothing where less than half the frames show a face."""
+        frames = slice(round(start_s * self.fps), round(end_s * self.fps))
+        box, opening = self.box[frames], self.opening[frames]
+        seen = ~np.isnan(box).any(axis=1)
+        step = max(1, round(_MOVE_S * self.fps))
+        if len(box) <= step or seen.mean() < 0.5 or np.isnan(opening).all():
+            return {}
+        size = np.nanmedian(box[:, 2:] - box[:, :2], axis=0)  # of the face
+        if not (size > 0).all():
+            return {}
+        middle = (box[:, :2] + box[:, 2:]) / 2 / size
+        speed = np.hypot(*(middle[step:] - middle[:-step]).T) / (step / self.fps)
+        edge = max(1, round(len(box) * 0.2))
+        first, last = np.flatnonzero(seen)[:edge], np.flatnonzero(seen)[-edge:]
+        height = (box[:, 3] - box[:, 1]) / size[1]
+        way = middle[last].mean(axis=0) - middle[first].mean(axis=0)
+        return {
+            "mouth": float(np.nanstd(opening)),
+            "head_speed": float(np.nanmedian(speed)) if not np.isnan(speed).all() else 0.0,
+            "right": float(way[0]),
+            "down": float(way[1]),
+            "nearer": float(height[last].mean() - height[first].mean()),
+        }
+
+
+def _segment(
+    start_s: float,
+    end_s: float,
+    sound: Contours | None,
+    spoken: np.ndarray,
+    whole: Voice | None,
+    head: _Head | None,
+) -> Segment:
+    moves = head.within(start_s, end_s) if head else {}
+    if sound is None:
+        return Segment(start_s, end_s, **moves)
+    steps = slice(round(start_s / HOP_S), max(round(start_s / HOP_S) + 1, round(end_s / HOP_S)))
+    here = spoken[steps]
+    voiced = here & ~np.isnan(sound.pitch_hz[steps])
+    louder = higher = None
+    if whole is not None and voiced.any():
+        everywhere = spoken & ~np.isnan(sound.pitch_hz)
+        loudness = sound.loudness_db
+        louder = float(np.median(loudness[steps][voiced]) - np.median(loudness[everywhere]))
+        higher = 12 * math.log2(float(np.median(sound.pitch_hz[steps][voiced])) / whole.pitch_hz)
+    return Segment(start_s, end_s, float(here.mean()) if len(here) else 0.0, louder, higher, **moves)
