@@ -85,6 +85,7 @@ class Crop(Stage[CropSettings]):
         window_speed: the window's greatest speed, window widths per second.
         sound_shift_s: seconds added to the sound's times, below zero when sound that was late now comes earlier; 0
             when it stays as it is, None without sound.
+        offset_s: what remains of the offset that sync found, seconds; None where it found none, or was not asked.
         reason: "no face" when there is none to follow, "" otherwise.
     Arrays:
         crop_box: [frames, 4] float32, x0, y0, x1, y1 of the window in pixels of the clip.
@@ -103,6 +104,7 @@ class Crop(Stage[CropSettings]):
         "face_height": float,
         "window_speed": float,
         "sound_shift_s": float,
+        "offset_s": float,
         "reason": str,
     }
     needs: ClassVar[tuple[str, ...]] = ("identity",)
@@ -113,6 +115,10 @@ class Crop(Stage[CropSettings]):
         import cv2
 
         return f"pyav {version('av')}, opencv {cv2.__version__}, scipy {version('scipy')}"
+
+    @classmethod
+    def needed(cls, settings: CropSettings) -> tuple[str, ...]:
+        return (*cls.needs, "sync") if settings.sound == "shift" else cls.needs
 
     def measure(self, clip: Clip) -> Measurement:
         record, settings = clip.record, self.settings
@@ -136,6 +142,8 @@ class Crop(Stage[CropSettings]):
         inside = reaches.max(axis=1) <= 0
         side_px = float(windows[0, 3] - windows[0, 1])
         steps = np.hypot(*np.diff(windows[:, :2].astype(np.float64), axis=0).T)
+        offset_s = clip.found["sync"].columns["offset_s"] if "sync" in clip.found else None
+        assert offset_s is None or isinstance(offset_s, float)
         columns: dict[str, Value] = {
             "width": width,
             "height": height,
@@ -144,6 +152,7 @@ class Crop(Stage[CropSettings]):
             "face_height": float(np.median(faces[seen, 3] - faces[seen, 1])) / side_px if seen.any() else None,
             "window_speed": float(steps.max(initial=0.0)) * record.fps / side_px,
             "sound_shift_s": shift_s,
+            "offset_s": None if offset_s is None else offset_s + (shift_s or 0.0),
             "reason": "",
         }
         return Measurement(columns, {"crop_box": windows}, files)

@@ -86,6 +86,10 @@ class Latents(Stage[LatentsSettings]):
     def _text_encoder(self) -> TextEncoder:
         return ENCODERS[self.settings.text_backend](self.settings.dim, self.settings.max_tokens)
 
+    @classmethod
+    def needed(cls, settings: LatentsSettings) -> tuple[str, ...]:
+        return ("guidance",) if settings.text == "guidance" else ()
+
     def measure(self, clip: Clip) -> Measurement:
         record, settings = clip.record, self.settings
         size, (top, left, height, width) = picture_size(record.width, record.height, settings)

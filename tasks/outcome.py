@@ -230,11 +230,13 @@ def source_lines(rows: Sequence[Mapping[str, Any]], skipped: "pd.DataFrame") -> 
 
 
 def clip_lines(table: "pd.DataFrame") -> list[Line]:
-    """The funnel's lines about clips, from tasks.policy.funnel's table."""
+    """The funnel's lines about clips, from tasks.policy.funnel's table; what is left only where something could go."""
+    deciding = set(table["stage"][(table["what"] == "dropped") | (table["clips"] > 0) & (table["what"] != "left")])
     return [
         (funnel_label(row), row["clips"], row["hours"])
         for row in table.to_dict("records")
-        if row["clips"] or row["what"] in ("in", "kept", "tier", "dropped")
+        if (row["stage"] in deciding if row["what"] == "left" else row["clips"])
+        or row["what"] in ("in", "kept", "tier", "dropped")
     ]
 
 

@@ -76,7 +76,7 @@ class Recipe(Strict):
         faults += [
             f"measure.{name}: it starts from what {needed} finds; put {needed} before it"
             for at, name in enumerate(order)
-            for needed in STAGES[name].needs
+            for needed in STAGES[name].needed(self.measure[name])
             if needed not in order[:at]
         ]
         steps = [*_TIME_LIMITS_S, *self.measure]

@@ -81,6 +81,11 @@ class Stage(ABC, Generic[Settings]):
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
 
+    @classmethod
+    def needed(cls, settings: Settings) -> tuple[str, ...]:
+        """The earlier stages that it cannot do without under these settings; `needs` unless they ask for more."""
+        return cls.needs
+
     def backend_version(self) -> str:
         """The backend's own version: of its library where that can change a number, and of its weights; "" for a
         backend that is all in the stage's own code."""

@@ -3,13 +3,37 @@
 import typing
 from typing import Any
 
+from tasks.aesthetics import Aesthetics
+from tasks.crop import Crop
 from tasks.duplicates import Duplicates
+from tasks.guidance import GuidanceStage
+from tasks.identity import Identity
+from tasks.latents import Latents
 from tasks.motion import Motion
 from tasks.people import People
+from tasks.pose import Pose
 from tasks.speech import Speech
 from tasks.stage import Stage, StageSettings
+from tasks.subtitles import Subtitles
+from tasks.sync import Sync
 
-STAGES: dict[str, type[Stage[Any]]] = {stage.name: stage for stage in (People, Duplicates, Motion, Speech)}
+STAGES: dict[str, type[Stage[Any]]] = {
+    stage.name: stage
+    for stage in (
+        People,
+        Subtitles,
+        Aesthetics,
+        Duplicates,
+        Motion,
+        Identity,
+        Sync,
+        Crop,
+        Speech,
+        Pose,
+        GuidanceStage,
+        Latents,
+    )
+}
 
 
 def settings_type(stage: type[Stage[Any]]) -> type[StageSettings]:

@@ -63,7 +63,7 @@ def finished(curate: Curate, footage: list[Path], tmp_path_factory: pytest.TempP
     """A finished run of the demo's recipe, to be looked at only; and the outcome that it told."""
     out = tmp_path_factory.mktemp("finished")
     bad = BadRow("footage.csv:9", "no uri", False)
-    return str(out), curate(footage, out, load_recipe("demo"), (bad,))
+    return str(out), curate(footage, out, load_recipe("tests/three_stages.yaml"), (bad,))
 
 
 FRAME = """<meta charset=utf-8>

@@ -16,7 +16,7 @@ from data_manifests.dataset import verify
 from flows.curate import CurateParameters, curate
 from flows.summary import Summary
 
-DEMO = "data_manifests/demo.yaml"
+DEMO = "tests/three_stages.yaml"
 
 
 @pytest.fixture(scope="module", autouse=True)

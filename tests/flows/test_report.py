@@ -81,7 +81,7 @@ def test_the_same_run_makes_the_same_bytes(finished: Finished, page: Path) -> No
 
 
 def test_a_run_without_a_clip_has_a_report(curate: Curate, world: Any, tmp_path: Path) -> None:
-    curate([world.path("truncated.mp4")], tmp_path, load_recipe("demo"))
+    curate([world.path("truncated.mp4")], tmp_path, load_recipe("tests/three_stages.yaml"))
     text = build_report(RunFolder(str(tmp_path))).decode()
     assert "There is no clip." in text and "No clip has a value." in text and "moov" in text
 

@@ -285,6 +285,7 @@ def test_late_sound_comes_earlier_by_what_sync_found(offset_s: float, make_clip:
     by = -round(offset_s * SAMPLE_RATE)
     assert rate == SAMPLE_RATE
     assert found.columns["sound_shift_s"] == by / SAMPLE_RATE
+    assert found.columns["offset_s"] == pytest.approx(0.0, abs=1 / SAMPLE_RATE)
     assert len(moved) == len(samples)
     assert (moved == shifted(samples, by)).all()
     beep = round(0.5 * SAMPLE_RATE)
@@ -309,6 +310,7 @@ def test_sound_stays_where_the_offset_cannot_be_trusted(
     found = cropped(clip, backend="whole", min_confidence=3.0, **given)
     assert not found.files
     assert found.columns["sound_shift_s"] == 0.0
+    assert found.columns["offset_s"] == sync["offset_s"]
 
 
 def test_shifting_without_a_measured_offset_is_an_error_that_names_the_stage(make_clip: MakeClip) -> None:

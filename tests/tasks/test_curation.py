@@ -31,7 +31,7 @@ def run(engine: Engine, tmp_path: Path) -> Run:
     def run(
         uris: dict[str, dict[str, str]], retry_errors: bool = False, **clips: float
     ) -> tuple[dict[str, int], Outcome]:
-        recipe = load_recipe("demo")
+        recipe = load_recipe("tests/three_stages.yaml")
         recipe = recipe.model_copy(update={"clips": recipe.clips.model_copy(update=clips)})
         rows = [SourceRow(uri, metadata, "manifest") for uri, metadata in uris.items()]
         curation = Curation(recipe, Storage(str(tmp_path / "out")), rows, engine, retry_errors)
@@ -70,7 +70,7 @@ def test_a_store_that_does_not_answer_is_no_fault_of_the_footage(
         patch.setenv("AWS_MAX_ATTEMPTS", "1")
         S3FileSystem.clear_instance_cache()  # connections are kept by address, not by endpoint
         rows = [SourceRow("s3://elsewhere/talk.mp4", {}, "manifest")]
-        curation = Curation(load_recipe("demo"), Storage(str(tmp_path / "out")), rows, engine)
+        curation = Curation(load_recipe("tests/three_stages.yaml"), Storage(str(tmp_path / "out")), rows, engine)
         with pytest.raises(StoreError, match="look at the footage"):
             curation.step["sources"].units(range(curation.partitions))
         unit = Unit(rows[0].uri, "1-a", rows[0].uri)

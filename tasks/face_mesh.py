@@ -1,0 +1,195 @@
+"""MediaPipe's face mesh, one face in one picture at a time, and what is read off its points.
+
+The ready-made solution follows faces by itself, with a detector for near faces only. Here the network alone is run, on
+the region that the caller names, so that a face found at any size can be followed and nothing is remembered.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tasks import landmarks
+from tasks.landmarks import Face
+
+MODEL = "modules/face_landmark/face_landmark_with_attention.tflite"
+POINTS = 478
+
+_GRAPH = """
+input_stream: "image"
+input_stream: "region"
+output_stream: "points"
+node {
+  calculator: "ConstantSidePacketCalculator"
+  output_side_packet: "PACKET:attention"
+  options { [mediapipe.ConstantSidePacketCalculatorOptions.ext] { packet { bool_value: true } } }
+}
+node {
+  calculator: "FaceLandmarkCpu"
+  input_stream: "IMAGE:image"
+  input_stream: "ROI:region"
+  input_side_packet: "WITH_ATTENTION:attention"
+  output_stream: "LANDMARKS:points"
+}
+"""
+_ROOM = 1.5  # the region's side in heights of the mesh or of the detector's box, as in MediaPipe's own graph
+
+# numbers of points; "right" is on the left of the picture, like the person's right side
+_RIGHT_EYE, _LEFT_EYE = 33, 263  # outer corners
+_FOREHEAD, _CHIN, _BELOW_NOSE = 10, 152, 2
+_BROWS = (70, 63, 105, 66, 107, 336, 296, 334, 293, 300)
+_RIGHT_EDGE, _LEFT_EDGE = (127, 234, 93), (356, 454, 323)
+_INNER_LIPS = ((82, 13, 312), (87, 14, 317))  # pairs above each other, upper and lower
+_OUTER_LIPS = ((37, 0, 267), (84, 17, 314))
+_CORNERS = (61, 291)
+# Where the outer and inner corners of the eyes, the bridge and the base of the nose and the corners of the mouth are in
+# an aligned face, in fractions of its side.
+_ANCHORS = (33, 133, 362, 263, 168, 2, 61, 291)
+_ALIGNED = (
+    *((0.23, 0.36), (0.41, 0.37), (0.59, 0.37), (0.77, 0.36)),
+    *((0.5, 0.36), (0.5, 0.62), (0.37, 0.78), (0.63, 0.78)),
+)
+
+
+class Region(NamedTuple):
+    """A square around a face: middle in fractions of the frame's width and height, side in pixels, turn in radians."""
+
+    x: float
+    y: float
+    side: float
+    turn: float
+
+
+class FaceMesh:
+    """The face mesh network with attention for lips and eyes (Grishchenko et al., Attention Mesh, 2020).
+
+    Nothing is remembered from one picture to the next. Raises MissingBackend.
+    """
+
+    def __init__(self) -> None:
+        landmarks.check(MODEL)
+        solution = landmarks.solution("face_mesh")
+        from google.protobuf import (  # type: ignore[import-untyped]
+            message_factory,
+            symbol_database,
+            text_format,
+        )
+
+        def message(name: str) -> type[Any]:
+            return message_factory.GetMessageClass(symbol_database.Default().pool.FindMessageTypeByName(name))
+
+        self._rect = message("mediapipe.NormalizedRect")
+        config = text_format.Parse(_GRAPH, message("mediapipe.CalculatorGraphConfig")())
+        with landmarks.quiet():
+            self._graph = solution.SolutionBase(graph_config=config, outputs=["points"])
+            # the graph starts, with messages from threads of its own, before it answers for the first time
+            self(np.zeros((64, 64, 3), np.uint8), Region(0.5, 0.5, 32, 0.0))
+
+    def __call__(self, image: np.ndarray, region: Region) -> np.ndarray | None:
+        """Points of the face in a region of an image [height, width, 3] uint8 RGB; None when there is none.
+
+        Returns: [478, 3] float32: x, y in fractions of the frame's width and height, and the depth in fractions of the
+        width, smaller when nearer.
+        """
+        height, width = image.shape[:2]
+        rect = self._rect(
+            x_center=region.x,
+            y_center=region.y,
+            width=region.side / width,
+            height=region.side / height,
+            rotation=region.turn,
+        )
+        with landmarks.quiet():
+            found = self._graph.process({"image": image, "region": rect}).points
+        if found is None:
+            return None
+        return np.array([(p.x, p.y, p.z) for p in found.landmark], np.float32)
+
+    def close(self) -> None:
+        self._graph.close()
+
+
+def region_of_face(face: Face, size: tuple[int, int]) -> Region:
+    """Where to look for the mesh of a face that the detector found. size: width and height of the frame."""
+    width, height = size
+    side = _ROOM * max(face.width * width, face.height * height)
+    return Region(face.x + face.width / 2, face.y + face.height / 2, side, 0.0)
+
+
+def region_of_points(points: np.ndarray, size: tuple[int, int]) -> Region:
+    """Where to look for the face next whose mesh, [478, 3], was just seen. size: width and height of the frame."""
+    at = points[:, :2].astype(np.float64) * size
+    low, high = at.min(axis=0), at.max(axis=0)
+    x, y = (low + high) / 2 / size
+    across = at[_LEFT_EYE] - at[_RIGHT_EYE]
+    return Region(float(x), float(y), _ROOM * float((high - low).max()), float(np.arctan2(across[1], across[0])))
+
+
+def box_of(points: np.ndarray) -> np.ndarray:
+    """[4] float32: x0, y0, x1, y1 of a mesh in fractions of the frame, brows to chin and side to side."""
+    x, y = points[:, 0], points[:, 1]
+    edges = [*_RIGHT_EDGE, *_LEFT_EDGE]
+    return np.array([x[edges].min(), y[list(_BROWS)].min(), x[edges].max(), y[_CHIN]], np.float32)
+
+
+def lips_of(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """How far the lips are open, without the face's size and pose, as far as the mesh's depth is right.
+
+    points: [478, 3]. size: width and height of the frame.
+
+    Returns: [4] float32: opening between the inner edges of the lips, width of the mouth, distance of the outer edges,
+    distance of nose and chin; all in distances of the outer corners of the eyes.
+    """
+    at = _in_pixels(points, size)
+
+    def distance(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+        return float(np.linalg.norm(at[list(one)] - at[list(other)], axis=1).mean())
+
+    eyes = distance((_RIGHT_EYE,), (_LEFT_EYE,))
+    lengths = (
+        distance(*_INNER_LIPS),
+        distance(_CORNERS[:1], _CORNERS[1:]),
+        distance(*_OUTER_LIPS),
+        distance((_BELOW_NOSE,), (_CHIN,)),
+    )
+    return np.array(lengths, np.float32) / np.float32(max(eyes, 1e-6))
+
+
+def pose_of(points: np.ndarray, size: tuple[int, int]) -> tuple[float, float, float]:
+    """Yaw, pitch and roll of a mesh in degrees, zero for a face that looks into the camera upright.
+
+    Yaw is above zero for a face turned to the picture's right, pitch for one that looks down, roll for one that leans
+    to the picture's right. points: [478, 3]. size: width and height of the frame.
+    """
+    at = _in_pixels(points, size)
+    across, down = at[_LEFT_EYE] - at[_RIGHT_EYE], at[_CHIN] - at[_FOREHEAD]
+    yaw, pitch = np.arctan2(across[2], across[0]), np.arctan2(down[2], down[1])
+    return tuple(float(np.degrees(a)) for a in (yaw, pitch, np.arctan2(across[1], across[0])))  # type: ignore[return-value]
+
+
+def aligned(image: np.ndarray, points: np.ndarray, side: int) -> np.ndarray:
+    """The face turned, moved and scaled so that eyes, nose and mouth are where they are in every other one.
+
+    image: [height, width, 3] uint8 RGB. points: [478, 3], its mesh. Returns: [side, side, 3] uint8 RGB.
+    """
+    import cv2
+
+    height, width = image.shape[:2]
+    source = points[list(_ANCHORS), :2].astype(np.float64) * (width, height)
+    goal = side * np.array(_ALIGNED)
+    # the similarity that fits best, with turn and scale as one complex number
+    here, there = (at - at.mean(axis=0) for at in (source, goal))
+    z, w = here[:, 0] + 1j * here[:, 1], there[:, 0] + 1j * there[:, 1]
+    turn = (z.conj() * w).sum() / max(float((np.abs(z) ** 2).sum()), 1e-9)
+    (x, y), (to_x, to_y) = source.mean(axis=0), goal.mean(axis=0)
+    matrix = np.array(
+        [
+            [turn.real, -turn.imag, to_x - turn.real * x + turn.imag * y],
+            [turn.imag, turn.real, to_y - turn.imag * x - turn.real * y],
+        ]
+    )
+    return cv2.warpAffine(image, matrix, (side, side), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+
+
+def _in_pixels(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    width, height = size
+    return points.astype(np.float64) * (width, height, width)
