@@ -72,7 +72,10 @@ class RecipeName(Strict):
 
 
 class Lineage(Strict):
-    """The `json` member of a sample. `metadata` has the fields of the source manifest's row, caption included."""
+    """The `json` member of a sample. `metadata` has the fields of the source manifest's row, caption included.
+
+    unaligned: names of those arrays whose first axis is not the clip's frames.
+    """
 
     clip_id: str
     source: SourceRange
@@ -83,6 +86,7 @@ class Lineage(Strict):
     rules: dict[str, RuleResult]
     tier: str
     recipe: RecipeName
+    unaligned: list[str] = []
 
     def encode(self) -> bytes:
         """Compact JSON, keys sorted, ASCII: the same bytes for the same lineage."""

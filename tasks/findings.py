@@ -39,7 +39,7 @@ class Finding:
         return cls(
             stage,
             fingerprint,
-            {name: row[name] for name in columns},
+            {name: row.get(name) for name in columns},  # a column that is newer than the row has no value
             tuple(row["arrays"]),
             row["arrays_bytes"],
             tuple(row.get("files") or ()),

@@ -99,6 +99,7 @@ class Outcome:
             tier=decision["tier"],
             recipe_name=self.curation.recipe.name,
             recipe_hash=self.recipe_hash,
+            unaligned=[a for f in findings for a in f.arrays if a in self.curation.stages[f.stage].unaligned],
         )
         return Sample.of(record, about, files, size)
 

@@ -104,11 +104,13 @@ def lineage(
     tier: str,
     recipe_name: str,
     recipe_hash: str,
+    unaligned: Iterable[str] = (),
 ) -> Lineage:
     """What goes with a sample, from plain values.
 
     uri, sha256: the source's. scores: by stage, each with backend, version, fingerprint and values. rules: by name,
-    each with score, value, passed, and min, max, one_of as far as it has them. What is not a number becomes None.
+    each with score, value, passed, and min, max, one_of as far as it has them. unaligned: names of arrays that do not
+    have one entry a frame. What is not a number becomes None.
 
     Raises ValueError naming the clip when something is missing or is not what it should be.
     """
@@ -132,6 +134,7 @@ def lineage(
             rules={name: RuleResult.model_validate(plain(dict(rule))) for name, rule in rules.items()},
             tier=tier,
             recipe=RecipeName(name=recipe_name, hash=recipe_hash),
+            unaligned=sorted(unaligned),
         )
     except ValidationError as error:
         raise ValueError(f"{clip.clip_id}: its lineage is not complete: {error}") from None
