@@ -32,6 +32,7 @@ from tasks.stage import Measurement, Stage
 from tasks.stages import STAGES
 from tests.world import make
 
+LARGE = "talk_1080p.mp4"  # talk_hd.mp4, enlarged
 SOURCES = ["talk_hd.mp4", "talk_45s.mp4", "cuts_plain.mp4", "fps_60.mp4"]
 
 
@@ -53,8 +54,11 @@ def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
     return time.process_time() - started, result
 
 
-def as_a_camera_would(source: Path, target: Path) -> None:
-    """Encode again with all of H.264's tools, and noise: generated footage is made in haste and cheap to decode."""
+def as_a_camera_would(source: Path, target: Path, height: int | None = None) -> None:
+    """Encode again with all of H.264's tools, and noise: generated footage is made in haste and cheap to decode.
+
+    height: in pixels, the source's when None.
+    """
     import av
 
     noise = np.random.default_rng(0)
@@ -62,7 +66,9 @@ def as_a_camera_would(source: Path, target: Path) -> None:
         pictures = given.streams.video[0]
         options = {"preset": "medium", "crf": "20"}
         video = made.add_stream("libx264", rate=pictures.average_rate, options=options)
-        video.width, video.height, video.pix_fmt = pictures.width, pictures.height, "yuv420p"
+        size = pictures.width, pictures.height
+        size = size if height is None else (round(size[0] * height / size[1] / 2) * 2, height)
+        video.width, video.height, video.pix_fmt = *size, "yuv420p"
         sound = made.add_stream_from_template(given.streams.audio[0])
         for packet in given.demux(pictures, given.streams.audio[0]):
             if packet.stream.type == "audio":
@@ -71,7 +77,7 @@ def as_a_camera_would(source: Path, target: Path) -> None:
                     made.mux(packet)
                 continue
             for frame in packet.decode():
-                image = frame.to_ndarray(format="rgb24").astype(np.int16)
+                image = frame.to_ndarray(format="rgb24", width=size[0], height=size[1]).astype(np.int16)
                 image += noise.integers(-4, 5, (*image.shape[:2], 1), np.int16)
                 made.mux(video.encode(av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), format="rgb24")))
         made.mux(video.encode(None))
@@ -146,7 +152,7 @@ def speed(folder: Path) -> None:
     ratios: dict[str, dict[str, str]] = {}
     clip_seconds, clip_frames = 0.0, 0
     real = os.environ.get("UNDERSTUDY_FOOTAGE")
-    paths = sorted(Path(real).glob("*.mp4")) if real else [folder / "footage" / name for name in SOURCES]
+    paths = sorted(Path(real).glob("*.mp4")) if real else [folder / LARGE, *(folder / "footage" / n for n in SOURCES)]
     for path in paths:
         name = path.name
         seconds = {"decode": cpu(lambda p=path: plain_decode(p))[0]}
@@ -309,6 +315,7 @@ def main() -> None:
         (folder / "footage").mkdir()
         for source in SOURCES:
             as_a_camera_would(folder / "made" / source, folder / "footage" / source)
+        as_a_camera_would(folder / "made" / SOURCES[0], folder / LARGE, 1080)
         for part in chosen:
             {"speed": speed, "workers": workers, "rerun": rerun, "memory": memory}[part](folder)
 

@@ -86,7 +86,7 @@ class Lineage(Strict):
     rules: dict[str, RuleResult]
     tier: str
     recipe: RecipeName
-    unaligned: list[str] = []
+    unaligned: list[str] = Field(default=[])
 
     def encode(self) -> bytes:
         """Compact JSON, keys sorted, ASCII: the same bytes for the same lineage."""

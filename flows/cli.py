@@ -109,11 +109,15 @@ def verify(
 def sample(
     folder: Annotated[Path, typer.Argument(help="Where to write the files and truth.csv.")],
     group: Annotated[
-        list[str] | None, typer.Option(help="Only these groups (demo, talk, cuts, timing, broken).")
+        list[str] | None, typer.Option(help="Only these groups (demo, talk, cuts, timing, broken, faults).")
     ] = None,
     only: Annotated[list[str] | None, typer.Option(help="Only these files.")] = None,
+    puppets: Annotated[
+        int | None, typer.Option(min=1, help="Shards of so many puppets to train on, in place of footage.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Of the puppets; another seed, other puppets.")] = 0,
 ) -> None:
-    """Make footage of talking people with known truth: cuts, fades, flashes with beeps, awkward and broken files."""
+    """Make footage of talking people with known truth: cuts, flashes with beeps, faults, awkward and broken files."""
     from rich.console import Console
 
     from flows.progress import StepProgress, in_terminal
@@ -123,6 +127,12 @@ def sample(
     try:
         with in_terminal(console):
             bar = StepProgress("sample")
+            if puppets is not None:
+                from tests.world.puppet_shards import make_puppets
+
+                make_puppets(folder, puppets, seed, progress=lambda done, total: bar(done, total, 0))
+                typer.echo(f"{puppets} puppets in {folder / 'dataset.json'}")
+                return
             made = make(folder, names=only, groups=group, progress=lambda _name, done, total: bar(done, total, 0))
     except ValueError as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)

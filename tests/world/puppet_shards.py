@@ -1,0 +1,173 @@
+"""Puppets packed as curation packs footage: by its own encoder, stages and shard writer, in its own schema."""
+
+import gc
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_manifests.dataset import DatasetManifest
+from data_manifests.lineage import RecipeName
+from data_manifests.storage import Storage
+from tasks.clip import SAMPLE_RATE, Clip, ClipRecord
+from tasks.encode import ClipEncoder
+from tasks.latents import Latents, LatentsSettings
+from tasks.log_mel import frame_windows
+from tasks.shards import Sample, ShardSettings, lineage, plan_shards, write_shard
+from tests.world.puppets import FPS, FRAMES, SIZE, Puppet
+
+VERSION = 1
+QP = 8  # of x264: what the readers find in the coded pictures is within a few hundredths of the truth
+LATENTS = LatentsSettings(channels=64, multiple=8, dim=64, max_tokens=16)  # a few colours and edges, not a photograph
+
+
+def make_puppets(
+    folder: Path,
+    count: int,
+    seed: int = 0,
+    *,
+    size: int = SIZE,
+    frames: int = FRAMES,
+    two: bool = False,
+    moving_camera: bool = False,
+    latents: LatentsSettings | None = LATENTS,
+    unusable: float = 0.0,
+    hq: float = 0.0,
+    samples_a_shard: int = 250,
+    progress: Callable[[int, int], object] | None = None,
+) -> DatasetManifest:
+    """Write a dataset of puppets 0 to count - 1 of a seed into `folder`: shards, and `dataset.json`, which is returned.
+
+    `Puppet.of(seed, number, size=..., ...)` gives each again; its number is in the lineage's metadata, its gesture and
+    camera in the scores of "puppet". The same arguments give the same bytes.
+
+    size: pixels of a side, a multiple of 8. latents: of the stage; None for shards without latents and text embeddings.
+    unusable: share of clips whose sound is another puppet's and marked as not usable. hq: share that is in the narrower
+    tier "hq"; the others are in "main". progress: called with how many are made, and how many there are.
+    """
+    if size % 8:
+        raise ValueError(f"size {size}: latents take multiples of 8 pixels")
+    storage = Storage(str(folder))
+    stage = Latents(latents) if latents else None
+    made_with = [VERSION, seed, size, frames, two, moving_camera, stage.settings.model_dump() if stage else None]
+    digest = hashlib.sha256(json.dumps(made_with).encode()).hexdigest()
+    recipe = RecipeName(name="puppets", hash=digest[:12])
+    samples: dict[str, list[Sample]] = {"hq": [], "main": []}
+    gc.freeze()  # the encoder has garbage collected after each clip, which need not look at all that is there already
+    for number in range(count):
+        puppet = Puppet.of(seed, number, size=size, frames=frames, two=two, moving_camera=moving_camera)
+        tier = "hq" if _share(number, 7) < hq else "main"
+        usable = _share(number, 3) >= unusable
+        samples[tier].append(_sample(storage, puppet, number, stage, usable, tier, recipe))
+        if progress:
+            progress(number + 1, count)
+    gc.unfreeze()
+    shards = [
+        write_shard(plan, storage)
+        for tier, some in samples.items()
+        for plan in plan_shards(
+            sorted(some, key=lambda sample: sample.key), ShardSettings(max_samples=samples_a_shard), 0, tier
+        )
+    ]
+    for name in ("clips", "features"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    manifest = DatasetManifest.of(recipe, f"puppets of seed {seed}", shards)
+    manifest.write(storage)
+    return manifest
+
+
+def _share(number: int, step: int) -> float:
+    """In 0..1, so that each share of the numbers is near any share of the range, and gestures are spread evenly."""
+    return (number * step * 0.6180339887498949) % 1.0
+
+
+def _sample(
+    storage: Storage,
+    puppet: Puppet,
+    number: int,
+    stage: Latents | None,
+    usable: bool,
+    tier: str,
+    recipe: RecipeName,
+) -> Sample:
+    sha256 = hashlib.sha256(f"{recipe.hash} {number}".encode()).hexdigest()
+    pictures = puppet.pictures
+    record = ClipRecord(
+        clip_id=f"{number:06d}-{sha256[:16]}",
+        source_id=sha256[:16],
+        start_s=0.0,
+        end_s=puppet.frames / FPS,
+        fps=FPS,
+        frames=puppet.frames,
+        width=pictures.shape[2],
+        height=pictures.shape[1],
+        video=f"clips/{sha256}.mp4",
+        audio=f"clips/{sha256}.flac",
+        metadata={"caption": puppet.caption, "number": str(number)},
+    )
+    storage.write(record.video, lambda path: encode_video(path, pictures))
+    sound = puppet.sound if usable else replace(puppet, voice=puppet.voice + 1, partner=None).sound
+    storage.write_bytes(record.audio, _flac(sound))
+    size = storage.size(record.video) + storage.size(record.audio)
+    arrays = {"log_mel": frame_windows(sound, puppet.frames, FPS)}
+    if puppet.partner:
+        own = [frame_windows(p.own_sound, puppet.frames, FPS) for p in puppet.people]
+        arrays |= {"speaker_log_mel": np.stack(own, axis=1), "speaker_mask": puppet.masks}
+    scores = {"puppet": _score("puppets", str(VERSION), {"gesture": puppet.gesture, "camera": puppet.camera})}
+    if stage:
+        found = stage.measure(Clip(record, Path(storage.path(record.video)), None))
+        arrays |= found.arrays
+        made_by = f"{stage.version}, {stage.backend_version()}"
+        scores["latents"] = _score(stage.settings.backend, made_by, found.columns)
+    files = {}
+    for name, array in arrays.items():
+        buffer = io.BytesIO()
+        np.save(buffer, array, allow_pickle=False)
+        files[f"{name}.npy"] = f"features/{sha256}.{name}.npy"
+        storage.write_bytes(files[f"{name}.npy"], buffer.getvalue())
+        size += buffer.getbuffer().nbytes
+    about = lineage(
+        record,
+        uri=f"puppets/{number}",
+        sha256=sha256,
+        audio_usable=usable,
+        audio_reason="" if usable else "the sound is another puppet's",
+        scores=scores,
+        rules={},
+        tier=tier,
+        recipe_name=recipe.name,
+        recipe_hash=recipe.hash,
+        unaligned=Latents.unaligned if stage else (),
+    )
+    return Sample.of(record, about, files, size)
+
+
+def _score(backend: str, version: str, values: object) -> dict[str, object]:
+    return {"backend": backend, "version": version, "fingerprint": "0" * 12, "values": values}
+
+
+def encode_video(path: Path, pictures: np.ndarray) -> None:
+    """pictures: [frames, height, width, 3] uint8 RGB, coded as clips are, if more finely."""
+    import av
+    import cv2
+
+    height, width = pictures.shape[1:3]
+    encoder = ClipEncoder(path, FPS, (width, height), QP, "veryfast", height)
+    for picture in pictures:
+        planes: Any = cv2.cvtColor(np.ascontiguousarray(picture), cv2.COLOR_RGB2YUV_I420)
+        encoder.add(av.VideoFrame.from_ndarray(planes, format="yuv420p"))
+    encoder.close()
+
+
+def _flac(samples: np.ndarray) -> bytes:
+    import soundfile
+
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    return buffer.getvalue()

@@ -1,0 +1,48 @@
+"""Where each speaker is in every frame, told from where they are in one (active-mind appendix B, multi-person).
+
+A light network beside the model, after InterActHuman: it compares each visual token to what the model makes of the
+speaker in the frame whose mask is known, so that a speaker is followed as they move. It reads the model and changes
+nothing in it, and is trained on its own loss.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from training.models.active_mind import regions_of
+
+
+class MaskPredictor(nn.Module):
+    """width: of the model's tokens. inner: numbers by which tokens are compared."""
+
+    def __init__(self, width: int, inner: int = 64) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, 2 * inner)
+        self.token = nn.Linear(2 * inner, inner)
+        self.speaker = nn.Linear(2 * inner, inner)
+        self.scale = nn.Parameter(torch.tensor(10.0))
+        self.offset = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, hidden: Tensor, speaker_mask: Tensor, known_frame: int) -> Tensor:
+        """How likely each visual token is of each speaker, as logits.
+
+        hidden: [batch, frames, rows, columns, width], a middle block's visual tokens (Output.hidden). speaker_mask:
+        [batch, speakers, height, width] bool, where the speakers are in `known_frame`. Returns: [batch, speakers,
+        frames, rows, columns] float32.
+        """
+        rows, columns = hidden.shape[2:4]
+        tokens = F.gelu(self.hidden(self.norm(hidden.detach().to(self.norm.weight.dtype))))
+        there = regions_of(speaker_mask, 1, rows, columns)[:, :, 0].to(tokens.dtype)
+        there = there / there.sum(dim=(2, 3), keepdim=True).clamp(min=1)
+        of_speaker = torch.einsum("bsyx,byxd->bsd", there, tokens[:, known_frame])
+        # by cosine: how alike two tokens are does not depend on how large the numbers of the block are
+        speaker, token = F.normalize(self.speaker(of_speaker), dim=-1), F.normalize(self.token(tokens), dim=-1)
+        return (torch.einsum("bsd,btyxd->bstyx", speaker, token) * self.scale + self.offset).float()
+
+
+def mask_loss(logits: Tensor, speaker_mask: Tensor) -> Tensor:
+    """Binary cross entropy of each sample. logits: as MaskPredictor returns. speaker_mask: [batch, speakers, frames,
+    height, width] bool, the truth. Returns: [batch] float32."""
+    truth = regions_of(speaker_mask, *logits.shape[2:])
+    return F.binary_cross_entropy_with_logits(logits, truth.float(), reduction="none").flatten(1).mean(1)
