@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 FOOTAGE := out/footage
 OUT := out/demo
+TRAINED := out/trained
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -19,12 +20,13 @@ $(STAMP): requirements.txt requirements-dev.txt pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 	touch $@
 
-demo: setup  ## make footage with known truth, curate it, and say where to look
+demo: setup  ## make footage with known truth, curate it, train on it a little, and say where to look
 	$(BIN)/understudy sample $(FOOTAGE) --group demo
 	$(BIN)/understudy curate $(FOOTAGE) --recipe data_manifests/demo.yaml --out $(OUT) || test $$? -eq 1
 	$(BIN)/understudy verify $(OUT)/dataset.json
+	$(BIN)/understudy train $(OUT)/dataset.json --recipe data_manifests/demo.yaml --out $(TRAINED)
 	@echo "The errors above are meant to be there: some of the footage is broken ($(FOOTAGE)/truth.csv says how)."
-	@echo "Look at $(OUT)/sources.csv, $(OUT)/clips.parquet, $(OUT)/dataset.json and $(OUT)/shards/."
+	@echo "Open $(OUT)/report.html. The shards are in $(OUT)/shards/, samples of the training in $(TRAINED)/*/samples/."
 
 test: setup  ## the test suite
 	$(BIN)/python -m pytest
@@ -39,5 +41,6 @@ lint: setup  ## ruff and mypy
 
 bench: setup  ## benchmark tables
 	$(BIN)/python -m benchmarks.curate
+	$(BIN)/python -m benchmarks.confusion
 
 .PHONY: help setup demo test test-slow lint bench

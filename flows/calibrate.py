@@ -17,6 +17,7 @@ from tasks.agreement import Agreement, Bound, agreement, best, borderline, candi
 from tasks.preview import still, video
 from tasks.rules import Rule
 from tasks.run_folder import Refused, RunFolder
+from tasks.stages import STAGES
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -86,16 +87,20 @@ def write_page(out: str, name: str, bound: str | None, count: int, page: Path) -
         rule=name,
         score=threshold.rule.score,
         storage_key=f"understudy {run.manifest.recipe.hash} {name} {threshold.bound}",
-        clips=list(_cards(run, chosen)),
+        clips=list(_cards(run, chosen, threshold.rule.stage)),
     )
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_bytes(html)
     return len(chosen)
 
 
-def _cards(run: RunFolder, clip_ids: list[str]) -> Iterator[dict[str, str]]:
+def _cards(run: RunFolder, clip_ids: list[str], stage: str) -> Iterator[dict[str, str]]:
+    """The clips as the stage has seen them, or made them: one that was cropped later would tell that it has passed, and
+    may have lost what is to be judged."""
+    seen = run.stages[: run.stages.index(stage) + 1]
+    remade = any(STAGES[name].remakes_clip for name in seen)
     progress = StepProgress("clips", len(clip_ids))
-    for done, (record, _) in enumerate(run.clips(clip_ids), 1):
+    for done, (record, _) in enumerate(run.clips(clip_ids, remade), 1):
         with run.open(record) as clip:
             yield {
                 "id": record.clip_id,

@@ -90,6 +90,44 @@ def curate(
 
 
 @app.command()
+def train(
+    manifest: Annotated[str, typer.Argument(help="A dataset manifest, such as OUT/dataset.json.")],
+    recipe: Annotated[str, typer.Option(help="A recipe's YAML file, or the name of one that comes along.")],
+    out: Annotated[str, typer.Option(help="The folder for checkpoints, weights, curves and samples.")],
+    phases: Annotated[str | None, typer.Option(help="Only these, such as warmup,main; all when left out.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="How many, each with a GPU where there are any.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, such as auto.")] = None,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show Prefect's own log as well.")] = False,
+) -> None:
+    """Train a recipe's model on a dataset, phase by phase; again, to go on from the latest checkpoint.
+
+    Runs the Prefect flow `train` on the server that PREFECT_API_URL names, or on a temporary one.
+    Exit code: 0 done, 2 failed, 130 asked to end (Ctrl-C keeps the present step).
+    """
+    from rich.console import Console
+
+    from data_manifests.dataset import load
+    from data_manifests.sources import ManifestError
+    from data_manifests.strict import RecipeError
+    from training.config import load_training
+
+    console = Console(stderr=True)
+    names = phases.split(",") if phases else None
+    try:
+        load_training(recipe).chosen(names)
+        load(manifest)
+    except (RecipeError, ManifestError) as error:
+        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from None
+    console.print("starting ...", style="dim")
+    _prepare_prefect(verbose)
+    from flows.train import TrainParameters, run
+
+    parameters = TrainParameters(manifest=manifest, recipe=recipe, out=out, phases=names, workers=workers, ray=ray)
+    raise typer.Exit(run(parameters, console, verbose))
+
+
+@app.command()
 def verify(
     manifest: Annotated[str, typer.Argument(help="A dataset manifest, such as OUT/dataset.json, or its folder.")],
     quick: Annotated[bool, typer.Option("--quick", help="Checksums and counts only; do not open samples.")] = False,
@@ -302,7 +340,7 @@ def _prepare_prefect(verbose: bool) -> None:
         "DO_NOT_TRACK": "1",
         # what a user can mend is said once, by us, and without a traceback
         "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "CRITICAL",
-        "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,training",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

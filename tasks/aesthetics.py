@@ -17,6 +17,7 @@ from tasks.clip import Clip
 from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable
 
 _LINES = 480  # of the short side at which sharpness is measured: that of the training clips
+_MAX_ASPECT = 8  # as in tasks.motion
 
 # What each measure is worth: 0 at the first number and beyond, 1 at the second and beyond, straight between. The
 # second numbers are those that footage of talking people reaches without complaint.
@@ -174,6 +175,9 @@ class Aesthetics(Stage[AestheticsSettings]):
         return BACKENDS[self.settings.backend]()
 
     def measure(self, clip: Clip) -> Measurement:
+        width, height = clip.record.width, clip.record.height
+        if max(width, height) > _MAX_ASPECT * min(width, height):
+            raise Unmeasurable(f"a picture of {width}x{height} is too narrow to judge")
         images = [image for _, image in clip.keyframes()]
         if not images:
             raise Unmeasurable("the clip has no key frame")

@@ -41,7 +41,7 @@ Progress = Callable[[int, int, int], None]  # units done, units in all, errors s
 
 _FLUSH_S = 20.0  # a kill costs at most this much work a step
 _GROUP_SOURCES = 200  # partitions with fewer sources share a task
-_MOST_GROUPS = 25  # with some eight steps, the 200 tasks a run that Prefect's UI and server bear
+_MOST_TASKS = 200  # a run: what Prefect's UI and server bear
 
 
 @dataclass(frozen=True)
@@ -348,7 +348,9 @@ class Curation:
         """Neighbouring partitions put together until each group is worth a task of its own."""
         groups: list[range] = []
         total = sum(len(self.sources(partition)) for partition in range(self.partitions))
-        enough = max(_GROUP_SOURCES, -(-total // _MOST_GROUPS))
+        # a task for each group and step, and one for its shards
+        most = max(1, _MOST_TASKS // (len(self.step) + 1))
+        enough = max(_GROUP_SOURCES, -(-total // most))
         start = count = 0
         for partition in range(self.partitions):
             count += len(self.sources(partition))

@@ -42,6 +42,11 @@ class Duplicates(Stage[DuplicatesSettings]):
     version: ClassVar[int] = 1
     columns: ClassVar[dict[str, type]] = {"picture": str, "sound": str}
 
+    def backend_version(self) -> str:
+        import cv2
+
+        return f"opencv {cv2.__version__}"
+
     def measure(self, clip: Clip) -> Measurement:
         pictures = dict(clip.keyframes((32, 32)))
         if not pictures:

@@ -8,6 +8,7 @@ physavatar has one model that puts sound, picture and movement into phrases. The
 import math
 from collections.abc import Mapping
 from functools import cached_property
+from importlib.metadata import version
 from itertools import pairwise
 from typing import ClassVar, Protocol
 
@@ -27,9 +28,10 @@ from tasks.guidance_schema import (
     write_guidance,
 )
 from tasks.guidance_schema import Segment as SegmentSaid
+from tasks.people import face_framing
 from tasks.phrases import Segment, Signals
 from tasks.prosody import HOP_S, Contours, Voice, contours, voice
-from tasks.speech import VoiceDetector, model_path
+from tasks.speech import Speech, SpeechSettings, VoiceDetector
 from tasks.stage import Measurement, Stage, StageSettings, Value
 
 _MOVE_S = 0.2  # over which the head's speed is taken: less is the face detector's tremble
@@ -112,19 +114,15 @@ class GuidanceStage(Stage[GuidanceSettings]):
         "phrases": str,
     }
     reads: ClassVar[tuple[str, ...]] = ("caption", "language", "transcript")
-    uses: ClassVar[tuple[str, ...]] = ("people", "aesthetics", "motion", "identity", "pose")
+    uses: ClassVar[tuple[str, ...]] = ("people", "aesthetics", "motion", "identity", "crop", "pose")
 
     def backend_version(self) -> str:
-        from importlib.metadata import version
-
         guide = BACKENDS[self.settings.backend].version()
-        libraries = (
-            f"silero-vad {version('silero-vad')}, onnxruntime {version('onnxruntime')}, scipy {version('scipy')}"
-        )
+        libraries = f"{Speech(SpeechSettings()).backend_version()}, scipy {version('scipy')}"
         return f"{guide}, {libraries}" if guide else libraries
 
     def check(self) -> None:
-        model_path()
+        Speech(SpeechSettings()).check()
         BACKENDS[self.settings.backend].check()
 
     @cached_property
@@ -223,7 +221,12 @@ def signals_of(
     bounds = cut_at_pauses([(a / SAMPLE_RATE, b / SAMPLE_RATE) for a, b in spans], record.duration_s, settings)
     hands = [number("pose", f"{side}_hand_share") for side in ("left", "right")]
     power = 0.0 if samples is None else float(np.mean(np.square(samples, dtype=np.float64)))
-    faces = number("identity", "faces")
+    faces, framing = number("identity", "faces"), text("people", "framing")
+    # people and identity have seen the picture before it was cut
+    cut = "crop" in found and "mp4" in found["crop"].files
+    if cut:
+        height = number("crop", "face_height")
+        faces, framing = None, "" if height is None else face_framing(height)
     return Signals(
         width=record.width,
         height=record.height,
@@ -235,7 +238,8 @@ def signals_of(
         spoken=float(spoken.mean()) if len(spoken) else 0.0,
         voice=whole,
         person_share=number("people", "person_share"),
-        framing=text("people", "framing"),
+        framing=framing,
+        framing_by="crop" if cut else "people",
         scene=text("people", "scene"),
         faces=None if faces is None else int(faces),
         yaw=number("identity", "yaw"),

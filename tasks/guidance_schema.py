@@ -28,7 +28,7 @@ _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 Tone = Literal["calm", "neutral", "lively", ""]
-Origin = Literal["caption", "manifest", "sound", "people", "motion", "identity", "aesthetics", "pose"]
+Origin = Literal["caption", "manifest", "sound", "people", "motion", "identity", "crop", "aesthetics", "pose"]
 
 
 class GuidanceError(ValueError):

@@ -116,10 +116,15 @@ def frame_framing(faces: "list[Face]", body: np.ndarray | None) -> str:
     Returns: by the lowest joint in the frame; by the face's height where only a face is found; "" without either.
     """
     if body is None:
-        return next(framing for height, framing in _FACE_HEIGHTS if faces[0].height >= height) if faces else ""
+        return face_framing(faces[0].height) if faces else ""
     if _in_frame(body[_ANKLES], _ANKLES_SEEN):
         return "full" if body[_ANKLES, 1].max() - body[_NOSE, 1] >= _FULL_FIGURE else "long"
     return "medium" if _in_frame(body[_HIPS], _HIPS_SEEN) else "upper body"
+
+
+def face_framing(face_height: float) -> str:
+    """The framing that goes with a face's height, brow to chin, as a fraction of the frame's."""
+    return next(framing for height, framing in _FACE_HEIGHTS if face_height >= height)
 
 
 def _in_frame(joints: np.ndarray, min_visibility: float) -> bool:

@@ -60,7 +60,7 @@ class Signals:
 
     width, height: pixels. caption, language, transcript: the source's, as they came. loudness_db: of all sound, None
     without sound. voice: None without one. The others are columns of the stages people, motion, identity, aesthetics
-    and pose under their own names; hands: share of the frames with a hand.
+    and pose under their own names; hands: share of the frames with a hand. framing_by: the stage that tells of framing.
     """
 
     width: int
@@ -74,6 +74,7 @@ class Signals:
     voice: Voice | None = None
     person_share: float | None = None
     framing: str = ""
+    framing_by: Origin = "people"
     scene: str = ""
     faces: int | None = None
     yaw: float | None = None
@@ -184,7 +185,7 @@ def _image(signals: Signals) -> Iterable[Said]:
     else:
         if signals.framing:
             shot = f"{signals.framing} shot" if signals.framing != "full" else "full body shot"
-            yield Said(f"{who or 'person'}, {shot}", "people")
+            yield Said(f"{who or 'person'}, {shot}", signals.framing_by)
         elif who:
             yield Said(who, "caption")
         if outfit:

@@ -12,7 +12,7 @@ _AUDIO_BITS = 48_000  # a second, one channel
 
 
 def still(clip: Clip, short_side: int) -> bytes:
-    """The key frame nearest to a clip's middle, scaled down to this short side at most, as WebP."""
+    """The last key frame up to a clip's middle, scaled down to this short side at most, as WebP."""
     import cv2
 
     middle = clip.record.frames / 2

@@ -95,7 +95,7 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
 
     Raises RecipeError with a line for each fault, naming the file, the key and the nearest match.
     """
-    path = _find(str(name_or_path))
+    path = find_recipe(str(name_or_path))
     content = read_yaml(path)
     for key in content:
         if key not in _SECTIONS:
@@ -137,7 +137,8 @@ def _folder() -> Path:
     return Path(data_manifests.__file__).parent
 
 
-def _find(name: str) -> Path:
+def find_recipe(name: str) -> Path:
+    """The YAML file of a recipe that comes along, or of a path. Raises RecipeError with the nearest match."""
     path = Path(name)
     # of os.path, since pathlib's raise on names that no file can have
     if path.suffix in (".yaml", ".yml") or os.sep in name or os.path.isfile(name):  # noqa: PTH113

@@ -86,7 +86,10 @@ class Subtitles(Stage[SubtitlesSettings]):
     }
 
     def backend_version(self) -> str:
-        return BACKENDS[self.settings.backend].version()
+        import cv2
+
+        # texts are followed, and pictures compared, by OpenCV
+        return f"{BACKENDS[self.settings.backend].version()}, opencv {cv2.__version__}"
 
     def check(self) -> None:
         BACKENDS[self.settings.backend].check()

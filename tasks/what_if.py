@@ -242,7 +242,7 @@ def _label(rows: list[Any]) -> str:
 
 def _flips(run: RunFolder, after: "pd.DataFrame") -> "pd.DataFrame":
     """Columns: clip_id, uri, start_s, before, after, stage, rule, value, threshold (what speaks against the clip on the
-    side where something does, the later one of two)."""
+    side where something does, the later one of two; what speaks against its sound, where nothing else does)."""
     import pandas as pd
 
     before = run.decisions
@@ -262,7 +262,7 @@ def _flips(run: RunFolder, after: "pd.DataFrame") -> "pd.DataFrame":
     for column in decided:
         texts = []
         for old, new in zip(before[rows].to_dict("records"), after[rows].to_dict("records"), strict=True):
-            judged = [(d, names) for d in (new, old) for names in (decided, sound) if d[names["rule"]]]
+            judged = [(d, names) for names in (decided, sound) for d in (new, old) if d[names["rule"]]]
             texts.append(judged[0][0][judged[0][1][column]] if judged else "")
         table[column] = pd.array(texts, dtype="str")
     return table

@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from data_manifests.strict import RecipeError, Strict, nearest, read_yaml, unknown_key, validate
 from tasks.latents import LatentsSettings
-from tasks.recipe import _find as find_recipe
+from tasks.recipe import find_recipe
 from training.models.sizes import SIZES
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]

@@ -2,15 +2,18 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from flows.calibrate import CalibrationError, calibrate, default_page, read_marks
+from flows.calibrate import CalibrationError, calibrate, default_page, read_marks, write_page
 from flows.cli import app
+from tasks.clip import Clip
 from tasks.outcome import Outcome
+from tasks.recipe import load_recipe, recipe_of
 from tasks.run_folder import RunFolder
-from tests.flows.conftest import Browse
+from tests.flows.conftest import Browse, Curate
 
 Finished = tuple[str, Outcome]
 
@@ -62,6 +65,31 @@ def test_the_page_tells_nobody_what_was_measured_and_needs_no_network(finished: 
     assert "default-src 'none'" in text
     assert all(link.startswith("data:") for link in re.findall(r'(?:src|href|poster)="([^"]*)"', text))
     assert "://" not in re.sub(r"data:[^\"]*", "", text)
+
+
+def test_a_clip_is_shown_as_the_stage_saw_it_not_as_it_was_cropped_later(
+    curate: Curate, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = load_recipe("tests/three_stages.yaml").model_dump(mode="json", exclude={"measure", "policy"})
+    section["measure"] = {"people": {}, "identity": {}, "crop": {"size": 128}, "speech": {}}
+    section["policy"] = {
+        "rules": {
+            "person": {"score": "people.person_share", "backend": "mediapipe", "min": 0.5},
+            "inside": {"score": "crop.face_inside", "backend": "upper_body", "min": 0.5},
+            "spoken": {"score": "speech.fraction", "backend": "log_mel", "min": 0.1},
+        }
+    }
+    curate([world.path("talk_3s.mp4")], tmp_path / "out", recipe_of(section, "here"))
+    shown: list[tuple[int, int]] = []
+
+    def still(clip: Clip, _: int) -> bytes:
+        shown.append((clip.record.width, clip.record.height))
+        return b""
+
+    monkeypatch.setattr("flows.calibrate.still", still)
+    for rule in ("person", "inside", "spoken"):
+        assert write_page(str(tmp_path / "out"), rule, None, 2, tmp_path / "page.html") == 1
+    assert shown[0][0] > shown[0][1] == 256 and shown[1:] == [(128, 128)] * 2
 
 
 def test_the_best_threshold_is_the_one_that_a_person_meant(finished: Finished, tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from tasks.what_if import WhatIf, WhatIfError, changed, compare
 from tests.flows.conftest import Curate
 from tests.flows.test_run_folder import files
 
+RECIPE = "tests/three_stages.yaml"
+
 Finished = tuple[str, Outcome]
 
 
@@ -52,7 +54,7 @@ def test_the_prediction_is_what_curating_comes_to(
 ) -> None:
     out = tmp_path / "out"
     shutil.copytree(finished[0], out)
-    recipe = changed(load_recipe("tests/three_stages.yaml"), changes)
+    recipe = changed(load_recipe(RECIPE), changes)
     before = RunFolder(str(out))
     predicted = compare(before, recipe)
     curate(footage, out, recipe)
@@ -97,7 +99,7 @@ def test_a_flip_names_the_rule_the_value_and_the_new_threshold(run: RunFolder) -
 
 
 def test_the_same_policy_changes_nothing(run: RunFolder) -> None:
-    found = compare(run, load_recipe("tests/three_stages.yaml"))
+    found = compare(run, load_recipe(RECIPE))
     assert not len(found.flips)
     assert all(line.clips[0] == line.clips[1] and line.hours[0] == line.hours[1] for line in found.funnel)
 
@@ -128,7 +130,7 @@ def test_a_change_reaches_its_place(change: str, place: str, value: object) -> N
         assert not path, f"there is no {path}"
         return policy
 
-    before, after = policy(load_recipe("tests/three_stages.yaml")), policy(changed(load_recipe("tests/three_stages.yaml"), [change]))
+    before, after = policy(load_recipe(RECIPE)), policy(changed(load_recipe(RECIPE), [change]))
     assert at(after, place) == value
     assert before != after
     text = json.dumps(after).replace(json.dumps(at(after, place)), "")
@@ -136,7 +138,7 @@ def test_a_change_reaches_its_place(change: str, place: str, value: object) -> N
 
 
 def test_a_score_without_a_rule_gets_one() -> None:
-    recipe = changed(load_recipe("tests/three_stages.yaml"), ["motion.speed.max=0.1", "motion.speed.min=0.01"])
+    recipe = changed(load_recipe(RECIPE), ["motion.speed.max=0.1", "motion.speed.min=0.01"])
     rule = recipe.policy.rules["motion.speed"]
     assert (rule.score, rule.backend, rule.min, rule.max) == ("motion.speed", "dis", 0.01, 0.1)
 
@@ -166,13 +168,13 @@ def test_a_score_without_a_rule_gets_one() -> None:
 )
 def test_a_change_that_cannot_be_made_is_refused_with_what_could_be(change: str, message: str) -> None:
     with pytest.raises((WhatIfError, RecipeError)) as refusal:
-        changed(load_recipe("tests/three_stages.yaml"), [change])
+        changed(load_recipe(RECIPE), [change])
     assert message in str(refusal.value)
     assert change[:30] in str(refusal.value)
 
 
 def test_a_stage_that_another_recipe_measures_differently_counts_as_not_measured(run: RunFolder) -> None:
-    recipe = load_recipe("tests/three_stages.yaml")
+    recipe = load_recipe(RECIPE)
     motion = recipe.measure["motion"].model_copy(update={"rate_hz": 6.0})
     found = compare(run, recipe.model_copy(update={"measure": {**recipe.measure, "motion": motion}}))
     through = run.decisions.index[run.decisions["stage"] != "people"]
@@ -182,7 +184,7 @@ def test_a_stage_that_another_recipe_measures_differently_counts_as_not_measured
 
 def test_a_recipe_that_cuts_other_clips_is_refused(run: RunFolder) -> None:
     with pytest.raises(WhatIfError, match=r"cuts the footage into other clips .* \(its `clips` differs\)"):
-        compare(run, load_recipe("tests/three_stages.yaml").model_copy(update={"clips": load_recipe("active_mind").clips}))
+        compare(run, load_recipe(RECIPE).model_copy(update={"clips": load_recipe("active_mind").clips}))
 
 
 def test_looking_touches_nothing(finished: Finished, tmp_path: Path) -> None:

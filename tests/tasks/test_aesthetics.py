@@ -16,6 +16,7 @@ from data_manifests.strict import RecipeError, validate
 from tasks import aesthetics, picture
 from tasks.aesthetics import Aesthetics, AestheticsSettings, Classical
 from tasks.clip import Clip, ClipRecord
+from tasks.stage import Unmeasurable
 
 ClipOf = Callable[..., Clip]
 Image = np.ndarray
@@ -189,6 +190,12 @@ def test_what_was_measured_before_changes_nothing(clip_of: ClipOf) -> None:
     first = stage.measure(clip_of("talk_office.mp4"))
     stage.measure(clip_of("talk_medium.mp4"))
     assert stage.measure(clip_of("talk_office.mp4")) == first
+
+
+def test_a_strip_is_not_blown_up_to_480_lines(tmp_path: Path) -> None:
+    strip = Clip(ClipRecord("c", "s", 0.0, 4.0, 25, 100, 1920, 16, "", ""), tmp_path / "no.mp4", None)
+    with pytest.raises(Unmeasurable, match="1920x16"):
+        Aesthetics(AestheticsSettings()).measure(strip)
 
 
 def test_an_unknown_backend_is_refused_with_those_there_are() -> None:

@@ -119,6 +119,19 @@ def test_errors_are_tried_again_only_on_demand(run: Run, world: Any, tmp_path: P
     assert run({broken: {}}, retry_errors=True)[0] == {"sources": 1}
 
 
+@pytest.mark.parametrize("recipe", ["demo", "tests/three_stages.yaml"])
+def test_a_run_has_at_most_200_tasks_however_many_sources_and_stages(recipe: str, tmp_path: Path) -> None:
+    many = load_recipe(recipe)
+    many = many.model_copy(update={"shards": many.shards.model_copy(update={"partitions": 4096})})
+    curation = Curation(many, Storage(str(tmp_path)), [], Engine())
+    for sources in (1, 40, 900):  # in each partition
+        curation.sources = lambda _, n=sources: [None] * n  # type: ignore[assignment,misc,return-value]
+        groups = curation.groups()
+        tasks = sum(1 for _ in curation.walk()) + len(groups)  # and one for each group's shards
+        assert len(groups) > 1 and tasks <= 200
+        assert [p for group in groups for p in group] == list(range(4096))
+
+
 def test_backends_are_asked_once_a_stage_not_once_a_clip(run: Run, world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from tasks.motion import Motion
 

@@ -225,6 +225,24 @@ def test_a_shot_says_what_the_face_did(
     assert (shot.expression, shot.action) == (expression, action)
 
 
+def test_of_a_cropped_picture_the_crop_tells_the_framing(talk: Clip, stage: GuidanceStage) -> None:
+    people = Measurement({"person_share": 1.0, "framing": "medium", "scene": ""})
+    crop = Measurement({"face_height": 0.3, "reason": ""}, files={"mp4": b"a square"})
+    seen = {**with_face(talk, 0.0, 0.0, 0.1).found, "people": people}
+    seen["identity"].columns["faces"] = 2
+
+    def said(found: dict[str, Measurement]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        guidance = document(stage.measure(dataclasses.replace(talk, found=found)))
+        return guidance.phrases.image, guidance.sources.image
+
+    image, origins = said(seen)
+    assert "person, medium shot" in image and "other faces in view" in image and "crop" not in origins
+    # the whole picture stays: there is no file of another one
+    assert said({**seen, "crop": Measurement({"face_height": 0.1, "reason": ""})}) == (image, origins)
+    image, origins = said({**seen, "crop": crop})
+    assert "person, upper body shot" in image and "other faces in view" not in image and "crop" in origins
+
+
 def test_a_face_seen_for_less_than_half_of_the_time_is_not_spoken_of(talk: Clip, stage: GuidanceStage) -> None:
     clip = with_face(talk, 1.5, 0.0, 0.2)
     for array in clip.found["identity"].arrays.values():

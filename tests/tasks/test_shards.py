@@ -230,7 +230,8 @@ def test_a_name_tells_the_contents(storage: Storage, make_clip) -> None:
         changed = names(plan_shards([*samples[:3], other, *samples[4:]], two, 7, "main"))
         assert [a == b for a, b in zip(plans, changed, strict=True)] == [True, False, True]
     clip = make_clip(storage)
-    with_feature, without = (Sample.of(clip, lineage_of(clip), arrays, 1) for arrays in ({"a.npy": "features/x.npy"}, {}))
+    features = ({"a.npy": "features/x.npy"}, {})
+    with_feature, without = (Sample.of(clip, lineage_of(clip), files, 1) for files in features)
     assert names(plan_shards([with_feature], two, 0, "hq")) != names(plan_shards([without], two, 0, "hq"))
 
 

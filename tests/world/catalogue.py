@@ -9,6 +9,7 @@ import numpy as np
 
 from tests.world.damage import Bytes, Changed, copy_of, cut_off, overwrite, without_pictures
 from tests.world.encode import AudioFormat, VideoFormat
+from tests.world.faults import faults
 from tests.world.film import Film
 from tests.world.scene import Look
 
@@ -165,22 +166,30 @@ HOSTILE_NAMES = (
 
 
 DEMO = (
+    "blur_a.mp4",
+    "clean_a.mp4",
+    "clean_medium_a.mp4",
+    "copy_small_a.mp4",
     "cuts_plain.mp4",
     "fades.mp4",
     "frozen.mp4",
+    "late_0.4_a.mp4",
     "nobody.mp4",
     "shake.mp4",
+    "subtitles_a.mp4",
     "talk_medium.mp4",
     "talk_office again.mp4",
     "talk_office.mp4",
     "truncated.mp4",
+    "two_people_a.mp4",
     "vfr_irregular.mp4",
+    "watermark_a.mp4",
 )
 
 
 def files() -> dict[str, File]:
     """Every file by name."""
-    everything: list[File] = [*_talk(), *_cuts(), *_timing(), *_broken()]
+    everything: list[File] = [*_talk(), *_cuts(), *_timing(), *_broken(), *faults()]
     for k, file in enumerate(everything):
         if file.name in DEMO:
             everything[k] = replace(file, groups=(*file.groups, "demo"))

@@ -97,7 +97,8 @@ def until(truth: Truth, end_s: float) -> Truth:
     changes: dict[str, Any] = {"duration_s": end_s}
     for name in ("cuts_s", "fades_s", "events_s"):
         changes[name] = tuple(t for t in getattr(truth, name) if t < end_s)
-    for name in ("speech_s", "person_s", "frozen_s", "shake_s", "pan_s"):
+    seen = ("person_s", "second_s", "frozen_s", "shake_s", "pan_s", "subtitles_s", "scene_text_s")
+    for name in (*seen, "speech_s", "music_s"):
         changes[name] = tuple((a, min(b, end_s)) for a, b in getattr(truth, name) if a < end_s)
     return replace(truth, **changes)
 

@@ -1,6 +1,6 @@
 """A film: shots, sound and events, how they are coded, and the truth that follows."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import cached_property
@@ -8,14 +8,17 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.world import lines
 from tests.world.atoms import hide_start
 from tests.world.encode import AudioFormat, VideoFormat, write_media
 from tests.world.scene import EVENT_BOX, Look, Shot, draw_event_box
 from tests.world.speech import BEEP_S, Speech, speak, track
-from tests.world.truth import Span, Truth
+from tests.world.spoil import spoil
+from tests.world.truth import Box, Span, Truth
 
 EVENT_GAPS = (2.31, 2.87, 2.59, 3.07, 2.43, 2.75)  # seconds between events, so that they meet a frame grid anywhere
 FADE_S = 0.5  # from full light to black
+WATERMARK_AT, WATERMARK_HEIGHT = (0.85, 0.08), 0.06  # fractions of the picture
 BLACK_S = 0.05  # black lasts this long on each side of its middle
 
 
@@ -29,6 +32,13 @@ class Film:
         list hides; hidden_sound: as much sound too (audio_from is as much before zero then).
     video_from, audio_from, audio_to: stage times at which the streams begin and end; audio_to is the picture's end
         when None.
+    first_sentence: which of the voice's sentences is said first.
+    lips: "own"; "other": the mouth forms what another voice says; "closed". late_s: by how much the sound comes later
+        than in sync, earlier when negative. music: its loudness, 0 to 1.
+    subtitles: (from, to, line of tests.world.lines); text_y, text_height: of subtitles, as fractions of the picture.
+    watermark: a line in the upper right corner.
+    fault, strength: as in `Truth`; those of picture quality are put to each picture (tests.world.spoil). like: the
+        file that this one is a copy of; light: factor on its brightness.
     """
 
     name: str
@@ -51,6 +61,18 @@ class Film:
     video_from: Fraction = Fraction(0)
     audio_from: Fraction = Fraction(0)
     audio_to: Fraction | None = None
+    first_sentence: int = 0
+    lips: str = "own"
+    late_s: float = 0.0
+    music: float = 0.0
+    subtitles: tuple[tuple[float, float, str], ...] = ()
+    text_y: float = 0.9
+    text_height: float = 0.08
+    watermark: str = ""
+    fault: str = ""
+    strength: float = 0.0
+    like: str = ""
+    light: float = 1.0
     notes: str = ""
 
     @cached_property
@@ -117,12 +139,8 @@ class Film:
 
     def pictures(self) -> Iterator[tuple[int, np.ndarray]]:
         """The coded pictures with their timestamps in the video's time base."""
-        speech = self.speech
         show_width, show_height = self.display_size
         turns = self.video.rotation // 90 % 4
-
-        def loudness(time_s: float) -> float:
-            return speech.loudness(time_s, 0.05) if speech else 0.0
 
         tick = self.video.time_base or 1 / self.video.rate
         shots: dict[int, Shot] = {}
@@ -132,13 +150,14 @@ class Film:
             if number not in shots:  # one at a time: a film keeps no more than it shows
                 look, start = self.shots[number][1], float(self.boundaries[number])
                 # tall pixels are drawn at the coded size, stretched
-                shots = {number: Shot(look, show_width, show_height, loudness, start)}
+                shots = {number: Shot(look, show_width, show_height, self._mouth(look), start)}
             for part in range(fields):
                 t = time + Fraction(part, 2) / self.video.rate
                 picture = shots[number].render(float(t), float(1 / self.video.rate) / fields)
-                light = self._light(float(t))
-                if light < 1:
-                    picture = (picture * light).astype(np.uint8)
+                light = self.light * self._light(float(t))
+                if light != 1:
+                    picture = np.minimum(picture * light, 255).astype(np.uint8)
+                picture = self._burn_in(spoil(picture, self.fault, self.strength, float(t)), float(t))
                 if self.events:
                     draw_event_box(picture, any(e <= t < e + Fraction(BEEP_S) for e in self.event_times))
                 if turns:
@@ -160,10 +179,49 @@ class Film:
 
     @cached_property
     def speech(self) -> Speech | None:
-        """What is said, in stage time; None where nobody speaks."""
+        """What is heard being said, in stage time; None where nobody speaks."""
         if not self.voice:
             return None
-        return speak(float(self.end_s), self.voice, tuple(map(float, self.event_times)), self.pause_s)
+        if not self.late_s:
+            return self._said(self.voice, 0.0)
+        ahead = abs(self.late_s)
+        return self._said(self.voice, ahead).part(ahead - self.late_s, float(self.end_s))
+
+    def _said(self, voice: str, ahead_s: float, slowly: bool = False) -> Speech:
+        """What a voice says, from `ahead_s` before stage time zero to as long after the end."""
+        events, length = tuple(map(float, self.event_times)), float(self.end_s) + 2 * ahead_s
+        return speak(length, voice, events, self.pause_s + 0.3 * slowly, self.first_sentence)
+
+    def _mouth(self, look: Look) -> Callable[[float], tuple[float, float]]:
+        """What the mouth of the person in a shot does, by stage time."""
+        speech = self.speech
+        if speech is None or self.lips == "closed":
+            return lambda time_s: (0.0, 0.0)
+        if not look.lively:
+            return lambda time_s: (speech.loudness(time_s, 0.05), 0.0)
+        # what another says is out of step too, so that not even the pauses fall together
+        others = {"ada": "ben", "ben": "cleo", "cleo": "dan", "dan": "ada"}
+        ahead = 1.3 if self.lips == "other" else abs(self.late_s)
+        said = self._said(others[self.voice] if self.lips == "other" else self.voice, ahead, self.lips == "other")
+        return lambda time_s: said.mouth(time_s + ahead)
+
+    def _burn_in(self, picture: np.ndarray, time_s: float) -> np.ndarray:
+        """The picture with the text that stands on it at a time."""
+        if self.watermark:
+            lines.burn_in(picture, self.watermark, WATERMARK_AT, WATERMARK_HEIGHT, opacity=0.85)
+        for start, end, line in self.subtitles:
+            if start <= time_s < end:
+                lines.burn_in(picture, line, (0.5, self.text_y), self.text_height)
+        return picture
+
+    def _text_box(self, names: list[str], at: tuple[float, float], height: float) -> Box | None:
+        """Around all of some lines, as fractions of the picture; None without any."""
+        if not names:
+            return None
+        boxes = np.array([lines.box(name, at, height, self.width, self.height) for name in names])
+        size = np.array([self.width, self.height] * 2)
+        x0, y0, x1, y1 = np.r_[boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)] / size
+        return float(x0), float(y0), float(x1), float(y1)
 
     def write(self, path: Path) -> Truth:
         """Write the file and say what is true of it."""
@@ -171,7 +229,9 @@ class Film:
         sound = None
         if self.audio is not None:
             form = self.audio
-            sound = track(self.speech, self.event_times, form.rate, form.layout, self.audio_from, self.sound_end_s)
+            between = self.audio_from, self.sound_end_s
+            music = self.music, len(self.name)
+            sound = track(self.speech, self.event_times, form.rate, form.layout, *between, *music)
         write_media(
             path,
             self.container,
@@ -209,6 +269,9 @@ class Film:
         for a, b, look in seen:
             if look.framing:
                 joined = [*joined[:-1], (joined[-1][0], b)] if joined and joined[-1][1] == a else [*joined, (a, b)]
+        looks = [look for _, look in self.shots]
+        people = max(bool(look.framing) + (look.beside is not None) for look in looks)
+        second = [s for a, b, look in seen if look.beside for s in look.beside_s or ((a, b),)]
         framings = {look.framing for _, look in self.shots}
         heard = (float(self.audio_from), float(self.sound_end_s))
         spoken = self.speech.spans if self.speech and self.audio is not None else ()
@@ -230,6 +293,18 @@ class Film:
             framing=framings.pop() if len(framings) == 1 else "",
             display_width=self.display_size[0],
             display_height=self.display_size[1],
+            like=self.like,
+            subtitles_s=spans([(a, b) for a, b, _ in self.subtitles]),
+            subtitle_box=self._text_box([n for *_, n in self.subtitles], (0.5, self.text_y), self.text_height),
+            watermark_box=self._text_box([self.watermark] if self.watermark else [], WATERMARK_AT, WATERMARK_HEIGHT),
+            scene_text_s=spans([(a, b) for a, b, look in seen if look.sign]),
+            people=people,
+            second_s=spans(second),
+            lips=self.lips if people and spoken else "",
+            sound_offset_s=self.late_s,
+            music_s=spans([heard]) if self.music else (),
+            fault=self.fault,
+            strength=self.strength,
             notes=self.notes,
         )
 

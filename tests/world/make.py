@@ -25,8 +25,9 @@ def make(
 ) -> list[Truth]:
     """Write files into `folder`, and `truth.csv` beside them; files that are there already are left alone.
 
-    names, groups: which files; those in either, all when both are None. progress: called with the name of a
-    finished file, how many are finished and how many there are. workers: processes, one a core when None.
+    names, groups: which files; those in either; when both are None all, but for the many further variants of faults
+        in "faults_more". progress: called with the name of a finished file, how many are finished and how many there
+        are. workers: processes, one a core when None.
 
     Returns the truth of the files asked for, by name. The same bytes come out each time. Raises ValueError for a
     name or a group that does not exist.
@@ -66,7 +67,7 @@ def _one_thread() -> None:
 def _wanted(names: Collection[str] | None, groups: Collection[str] | None) -> list[str]:
     everything = catalogue()
     if names is None and groups is None:
-        return everything
+        return sorted(set(everything) - set(catalogue(["faults_more"])))
     for name in sorted(set(names or ()) - set(everything)):
         near = difflib.get_close_matches(name, everything, 1)
         hint = f"did you mean {near[0]!r}?" if near else "tests.world.catalogue() lists all"

@@ -7,6 +7,7 @@ import numpy as np
 
 ASSETS = Path(__file__).parent / "assets"
 LEVELS = 9  # openings of the mouth, from shut (0) to wide open
+SPREADS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # widths of the mouth, from rounded to spread
 HEAD_TOP, NECK, CHEST, HIPS, SOLES = 14, 190, 400, 600, 1240  # pixels from the top of the figure
 WIDTH, HEIGHT = 512, 1250  # pixels of the whole figure; the photograph is its upper 512 rows
 MIDDLE = 223  # the column of the nose
@@ -15,6 +16,8 @@ MIDDLE = 223  # the column of the nose
 LIP_X = (203, 206, 209, 213, 217, 223, 229, 233, 237, 240, 244)
 LIP_Y = (140.0, 143.2, 145.5, 147.7, 149.3, 150.1, 149.7, 148.5, 146.6, 144.6, 141.2)
 JAW_DROP = 15.0  # pixels that the lower lip travels when the mouth is wide open
+STRETCH = 0.16  # by how much of its width a spread mouth is wider
+MOVING = slice(110, 240), slice(130, 320)  # rows and columns of the photograph outside which nothing moves
 
 
 def _smooth(x: np.ndarray, low: float, high: float) -> np.ndarray:
@@ -39,7 +42,7 @@ def _open_mouth(picture: np.ndarray, opening: float) -> np.ndarray:
 
     if not opening:
         return picture
-    rows, columns = slice(110, 240), slice(130, 320)  # nothing moves outside
+    rows, columns = MOVING
     y, x = np.mgrid[rows, columns].astype(np.float32)
     lip = np.interp(x, LIP_X, LIP_Y).astype(np.float32)
     drop = JAW_DROP * opening
@@ -62,6 +65,21 @@ def _open_mouth(picture: np.ndarray, opening: float) -> np.ndarray:
     talking = picture.copy()
     talking[rows, columns] = (moved * (1 - inside) + colour * inside + 0.5).astype(np.uint8)
     return talking
+
+
+def _spread_mouth(picture: np.ndarray, spread: float) -> np.ndarray:
+    """Make the mouth wider (above 0) or rounder (below)."""
+    import cv2
+
+    if not spread:
+        return picture
+    rows, columns = MOVING
+    y, x = np.mgrid[rows, columns].astype(np.float32)
+    near = np.exp(-(((x - MIDDLE) / 34) ** 2) - ((y - LIP_Y[5]) / 22) ** 2)
+    source = MIDDLE + (x - MIDDLE) * (1 - STRETCH * spread * near)
+    changed = picture.copy()
+    changed[rows, columns] = cv2.remap(picture, source.astype(np.float32), y, cv2.INTER_LINEAR)
+    return changed
 
 
 def _body() -> tuple[np.ndarray, np.ndarray]:
@@ -96,27 +114,30 @@ def _body() -> tuple[np.ndarray, np.ndarray]:
     return picture.astype(np.uint8), (mask * 255).astype(np.uint8)
 
 
-def _tint(picture: np.ndarray, hue: int) -> np.ndarray:
-    """Turn the hue of the saturated colours (the suit, not the skin); `hue` in degrees."""
+def _tint(picture: np.ndarray, hue: int, top: int) -> np.ndarray:
+    """Turn the hue of the saturated colours (the suit, not the skin) by degrees; `top` is the first row's number."""
     import cv2
 
     if not hue:
         return picture
     hsv = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)
     saturated = (hsv[..., 1] > 105)[..., None]
-    saturated[: NECK + 20, 140:310] = False  # leave the face alone
+    saturated[: max(0, NECK + 20 - top), 140:310] = False  # leave the face alone
     hsv[..., 0] = (hsv[..., 0].astype(np.int32) + hue // 2) % 180
     return np.where(saturated, cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB), picture)
 
 
 @cache
-def figure(whole: bool, hue: int = 0, mirror: bool = False) -> tuple[np.ndarray, np.ndarray]:
+def figure(
+    whole: bool, hue: int = 0, mirror: bool = False, spreads: tuple[float, ...] = (0.0,)
+) -> tuple[np.ndarray, np.ndarray]:
     """A person with every opening of the mouth.
 
     whole: down to the boots, or only as far as the photograph goes. hue: degrees by which the suit's colour turns.
+    spreads: widths of the mouth, -1 rounded to 1 spread.
 
     Returns:
-        [levels, height, width, 3] uint8 RGB and [height, width] uint8 opacity.
+        [spreads x levels, height, width, 3] uint8 RGB, levels changing fastest, and [height, width] uint8 opacity.
     """
     photograph, mask = _photograph()
     if whole:
@@ -124,13 +145,25 @@ def figure(whole: bool, hue: int = 0, mirror: bool = False) -> tuple[np.ndarray,
         # the photograph down to the chest, without what the person holds
         row, column = np.mgrid[0:512, 0:512]
         share = (1 - _smooth(row, 300, 350)) * (1 - _smooth(column, 352, 362)) * (mask / 255)
-    pictures = []
-    for level in range(LEVELS):
-        talking = _open_mouth(photograph, level / (LEVELS - 1))
+
+    def dressed(talking: np.ndarray, rows: slice) -> np.ndarray:
+        """The rows of the figure that go with those of the photograph."""
+        part = talking[rows]
         if whole:
-            upper = talking * share[..., None] + body[:512] * (1 - share[..., None])
-            talking = np.concatenate([(upper + 0.5).astype(np.uint8), body[512:]])
-        pictures.append(_tint(talking, hue))
+            cover = share[rows, :, None]
+            part = (part * cover + body[rows] * (1 - cover) + 0.5).astype(np.uint8)
+        return _tint(part, hue, rows.start)
+
+    whole_picture = dressed(photograph, slice(0, 512))
+    if whole:
+        whole_picture = np.concatenate([whole_picture, _tint(body[512:], hue, 512)])
+    pictures = []
+    for spread in spreads:
+        wide = _spread_mouth(photograph, spread)
+        for level in range(LEVELS):
+            picture = whole_picture.copy()
+            picture[MOVING[0]] = dressed(_open_mouth(wide, level / (LEVELS - 1)), MOVING[0])
+            pictures.append(picture)
     if whole:
         mask = np.concatenate([np.maximum(opacity[:512], (share * 255).astype(np.uint8)), opacity[512:]])
     stack = np.stack(pictures)

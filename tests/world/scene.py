@@ -6,7 +6,7 @@ from functools import cache
 
 import numpy as np
 
-from tests.world import portrait
+from tests.world import lines, portrait
 
 FRAMINGS = ("upper body", "medium", "full", "long")
 PLACES = ("office", "park", "studio", "night")
@@ -20,6 +20,11 @@ class Look:
     framing: one of FRAMINGS, or "" for nobody. place: one of PLACES. hue: degrees by which the suit's colour turns.
     x: where the person stands, as a fraction of the frame's width. zoom: of the whole picture.
     pan_from, pan_speed: where the camera looks and how it turns, in frame widths and frame widths a second.
+    decor: seed of things that stand about in the place; none when 0. stretch: how much wider than in the photograph
+        the person is. lively: the mouth also rounds and spreads (tests.world.speech).
+    sign: the line (tests.world.lines) on a sign that stands in the place; sign_x, sign_y: where its middle is, as
+        fractions of the frame as it is seen at first.
+    beside: whose person stands there too, silently; beside_s: when, all the time when empty.
     shake_s, frozen_s: spans with a violently shaken camera, with a picture that stands still; seconds on the file's
         own clock, like all times here.
     """
@@ -34,6 +39,14 @@ class Look:
     pan_speed: float = 0.0
     shake_s: tuple[tuple[float, float], ...] = ()
     frozen_s: tuple[tuple[float, float], ...] = ()
+    decor: int = 0
+    stretch: float = 1.0
+    lively: bool = False
+    sign: str = ""
+    sign_x: float = 0.8
+    sign_y: float = 0.25
+    beside: "Look | None" = None
+    beside_s: tuple[tuple[float, float], ...] = ()
 
 
 def _texture(height: int, width: int, seed: int, grain: float) -> np.ndarray:
@@ -102,6 +115,47 @@ def _place(name: str, height: int, width: int) -> np.ndarray:
     return picture
 
 
+@cache
+def _furnished(name: str, height: int, width: int, decor: int) -> np.ndarray:
+    """A place with things that stand about: [height, width, 3] uint8 RGB."""
+    import cv2
+
+    if not decor:
+        return _place(name, height, width)
+    rng = np.random.default_rng(decor)
+    picture = _place(name, height, width).astype(np.float32)
+    turned = rng.integers(0, 2)
+    picture = picture[:, ::-1] * rng.uniform(0.8, 1.1) if turned else picture * rng.uniform(0.8, 1.1)
+    for _ in range(round(9 * width / height)):
+        shape = np.zeros((height, width), np.float32)
+        x, y = rng.uniform(0, width), rng.uniform(0.1, 0.95) * height
+        half_x, half_y = rng.uniform(0.03, 0.16, 2) * height
+        if rng.random() < 0.5:
+            cv2.rectangle(shape, (int(x - half_x), int(y - half_y)), (int(x + half_x), int(y + half_y)), 1.0, -1)
+        else:
+            cv2.ellipse(shape, (int(x), int(y)), (int(half_x), int(half_y)), 0, 0, 360, 1.0, -1)
+        cover = cv2.GaussianBlur(shape, (0, 0), height / 400)[..., None]
+        grain = _texture(height, width, int(rng.integers(1000)), height / 6)[..., None] * 12
+        picture = picture * (1 - cover) + cover * (rng.uniform(40, 210) + rng.normal(0, 24, 3) + grain)
+    return np.clip(picture, 0, 255).astype(np.uint8)
+
+
+def _with_sign(place: np.ndarray, look: Look, width: int) -> np.ndarray:
+    """A place with a light board, dark letters on it; `width` is that of the frame."""
+    import cv2
+
+    height = place.shape[0]
+    mask = lines.mask(look.sign, round(0.085 * height))
+    rows, columns = mask.shape
+    y, x = round(look.sign_y * height - rows / 2), round((look.sign_x + look.pan_from) * width - columns / 2)
+    place, edge = place.copy(), rows // 3
+    cv2.rectangle(place, (x - edge, y - edge), (x + columns + edge, y + rows + edge), (232, 228, 214), -1)
+    part = place[y : y + rows, x : x + columns]
+    cover = mask[: part.shape[0], : part.shape[1], None] / np.float32(255)
+    part[:] = (part * (1 - cover) + cover * np.array((30, 34, 60), np.float32)).astype(np.uint8)
+    return place
+
+
 def _rows(framing: str) -> tuple[float, float, float]:
     """Which row of the figure is at which height of the frame: (head's top at, lowest row seen, which is at)."""
     return {
@@ -115,21 +169,32 @@ def _rows(framing: str) -> tuple[float, float, float]:
 class Shot:
     """One shot, ready to be rendered.
 
-    loudness: of the person's speech, by time in seconds; 0 to 1. start_s: when the shot begins.
+    mouth: of the person, by time in seconds: how far it is open, 0 to 1, and how it is spread, -1 to 1.
+    start_s: when the shot begins.
     """
 
     def __init__(
-        self, look: Look, width: int, height: int, loudness: Callable[[float], float], start_s: float = 0.0
+        self,
+        look: Look,
+        width: int,
+        height: int,
+        mouth: Callable[[float], tuple[float, float]],
+        start_s: float = 0.0,
     ) -> None:
         import cv2
 
-        self.look, self.width, self.height, self.loudness, self.start_s = look, width, height, loudness, start_s
+        self.look, self.width, self.height, self.mouth, self.start_s = look, width, height, mouth, start_s
         self.still: tuple[np.ndarray, np.ndarray] | None = None  # the last camera and what it saw, without the person
         wide = 3.0 if look.pan_speed else 1.0
-        self.place = _place(look.place, height, round(width * wide))
+        self.place = _furnished(look.place, height, round(width * wide), look.decor)
+        if look.sign:
+            self.place = _with_sign(self.place, look, width)
+        self.beside = Shot(look.beside, width, height, lambda time_s: (0.0, 0.0)) if look.beside else None
         if not look.framing:
             return
-        levels, opacity = portrait.figure(look.framing not in ("upper body",), look.hue, look.mirror)
+        levels, opacity = portrait.figure(
+            look.framing not in ("upper body",), look.hue, look.mirror, portrait.SPREADS if look.lively else (0.0,)
+        )
         head_at, lowest, lowest_at = _rows(look.framing)
         scale = (lowest_at - head_at) * height / (lowest - portrait.HEAD_TOP)
         scale = min(scale, 1.6 * width / portrait.WIDTH)  # tall pictures
@@ -156,6 +221,8 @@ class Shot:
             size, border = (self.width, self.height), cv2.BORDER_REFLECT
             picture = cv2.warpAffine(self.place, camera[:2], size, flags=cv2.INTER_LINEAR, borderMode=border)
             self.still = (camera, picture.copy())
+        if self.beside and any(start <= time_s < end for start, end in self.look.beside_s or ((-1.0, 1e9),)):
+            self.beside._add_person(picture, camera, time_s + 1.7, frame_s)  # out of step with the other
         if self.look.framing:
             self._add_person(picture, camera, time_s, frame_s)
         return picture
@@ -179,8 +246,10 @@ class Shot:
     def _add_person(self, picture: np.ndarray, camera: np.ndarray, t: float, frame_s: float) -> None:
         import cv2
 
-        loud = self.loudness(t + frame_s / 2)
-        level = self.levels[min(portrait.LEVELS - 1, round(loud * (portrait.LEVELS - 1)))]
+        loud, spread = self.mouth(t + frame_s / 2)
+        opening = min(portrait.LEVELS - 1, round(loud * (portrait.LEVELS - 1)))
+        width = round((spread + 1) / 2 * (len(self.levels) // portrait.LEVELS - 1))
+        level = self.levels[width * portrait.LEVELS + opening]
         # the person sways a little about the hips; numbers in pixels of the figure
         lean = 0.016 * np.sin(1.9 * t + 0.4) + 0.008 * np.sin(4.3 * t + 1.1)
         breath = 1 + 0.006 * np.sin(1.5 * t)
@@ -190,7 +259,8 @@ class Shot:
         pivot_x, pivot_y = middle * self.shrink, min(portrait.HIPS * self.shrink, self.opacity.shape[0])
         stand_x = self.look.x * self.width
         stand_y = self.top + pivot_y / self.shrink * self.scale
-        place = np.array([[cos, -sin, stand_x], [sin, cos, stand_y], [0, 0, 1]])
+        stretch = self.look.stretch
+        place = np.array([[cos * stretch, -sin, stand_x], [sin * stretch, cos, stand_y], [0, 0, 1]])
         place = camera @ place @ np.array([[1, 0, -pivot_x], [0, 1, -pivot_y], [0, 0, 1]])
         # only the part of the picture that the figure can touch
         h, w = self.opacity.shape

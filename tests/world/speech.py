@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ BEEP_S = 0.12
 SPEECH_PEAK = 0.28  # well under the beep's, so that a plain detector tells them apart
 BEEP_PEAK = 0.75
 PAUSE_S = 0.3  # the shortest silence that counts as one
+BEHIND_S = 0.03  # by how much lips open after the sound rises: median of seven real clips, from -0.10 to 0.09
 BEFORE_EVENT_S, AFTER_EVENT_S = 0.2, 0.32  # nobody speaks from this long before a beep's onset to this long after
 
 
@@ -44,15 +45,57 @@ class Speech:
         part = self.samples[max(0, middle - half) : max(0, middle + half)]
         return min(1.0, float(np.sqrt(np.mean(part**2))) / (0.28 * SPEECH_PEAK)) if part.size else 0.0
 
+    def part(self, start_s: float, length_s: float) -> "Speech":
+        """What is heard in a part of it, which then begins at time zero; silence where there is nothing to hear."""
+        first, total = round(start_s * RATE), round(length_s * RATE)
+        samples = np.zeros(total)
+        kept = self.samples[max(0, first) : max(0, first + total)]
+        samples[max(0, -first) : max(0, -first) + len(kept)] = kept
+        return Speech(samples, _spans(samples))
 
-def speak(duration_s: float, voice: str, events_s: tuple[float, ...] = (), pause_s: float = 0.45) -> Speech:
+    def mouth(self, time_s: float) -> tuple[float, float]:
+        """What the lips of somebody do at a time who says this: how far they are open, 0 to 1, how spread, -1 to 1.
+
+        They open with the loudness of the vowels and spread with the share of high frequencies, as for "ee" against
+        "oo", and do so `BEHIND_S` after the sound.
+        """
+        at = round((time_s - BEHIND_S) * 100)
+        opening, spread = self._shapes[min(max(at, 0), len(self._shapes) - 1)]
+        return float(opening), float(spread)
+
+    @cached_property
+    def _shapes(self) -> np.ndarray:
+        """[hundredths of a second, 2] float64: opening and spread of the mouth."""
+        from scipy.ndimage import gaussian_filter1d
+
+        hop, window = RATE // 100, RATE // 25
+        padded = np.pad(self.samples, window // 2)
+        pieces = np.lib.stride_tricks.sliding_window_view(padded, window)[::hop]
+        power = np.square(np.abs(np.fft.rfft(pieces * np.hanning(window), axis=1)))
+        low, high = (power[:, round(a / 25) : round(b / 25)].sum(axis=1) for a, b in ((200, 1200), (1600, 4000)))
+        level = np.sqrt(low / max(np.quantile(low, 0.97), 1e-9))
+        opening = gaussian_filter1d(np.clip(level, 0, 1) ** 0.8, 3.0)  # 0.03 s: a jaw is not light
+        tilt = np.log((high + 1e-3) / (low + 1e-3))
+        voiced = level > 0.1
+        middle = np.median(tilt[voiced]) if voiced.any() else 0.0
+        spread = gaussian_filter1d(np.where(voiced, np.tanh((tilt - middle) / 1.5), 0.0), 5.0)
+        return np.stack([np.clip(opening * 1.15, 0, 1), np.clip(spread * 1.2, -1, 1)], axis=1)
+
+
+def speak(
+    duration_s: float,
+    voice: str,
+    events_s: tuple[float, ...] = (),
+    pause_s: float = 0.45,
+    first_sentence: int = 0,
+) -> Speech:
     """Sentences of one voice with pauses between, silent around the events."""
     total = round(duration_s * RATE)
     samples = np.zeros(total)
     quiet = sorted((t - BEFORE_EVENT_S, t + AFTER_EVENT_S) for t in events_s)
     starts = [0.25] + [end for _, end in quiet]
     ends = [start for start, _ in quiet] + [duration_s - 0.2]
-    number = 0
+    number = first_sentence
     for start, end in zip(starts, ends, strict=True):
         at = start
         while end - at > 0.6:
@@ -79,6 +122,24 @@ def _spans(samples: np.ndarray) -> tuple[tuple[float, float], ...]:
     return tuple((int(a) * hop / RATE, (int(b) + 1) * hop / RATE) for a, b in zip(first, last, strict=True))
 
 
+def music(duration_s: float, rate: int, seed: int) -> np.ndarray:
+    """Chords of plucked strings over a bass, without a voice: [samples] float64, 0.25 at most."""
+    rng = np.random.default_rng(seed)
+    total = round(duration_s * rate)
+    samples = np.zeros(total + 2 * rate)
+    beat_s, root = rng.uniform(0.36, 0.5), 110 * 2 ** (rng.integers(0, 12) / 12)
+    time = np.arange(rate * 3 // 2) / rate
+    for beat in range(int(duration_s / beat_s) + 1):
+        first = round(beat * beat_s * rate)
+        chord = (0, 5, 7, 3)[beat // 4 % 4]
+        for note in [chord - 12] if beat % 2 else [chord + n for n in (0, 4, 7, 12)]:
+            pitch = root * 2 ** (note / 12)
+            string = sum(np.sin(2 * np.pi * pitch * k * time) / k**1.3 * np.exp(-time * (2 + k)) for k in range(1, 9))
+            samples[first : first + len(time)] += string * np.minimum(1, time * 300)
+    samples = samples[:total]
+    return np.asarray(0.25 * samples / np.abs(samples).max())
+
+
 CHANNELS = {"mono": 1, "stereo": 2, "5.1": 6}
 
 
@@ -89,8 +150,10 @@ def track(
     layout: str,
     start_s: Fraction,
     end_s: Fraction,
+    music_gain: float = 0.0,
+    music_seed: int = 0,
 ) -> np.ndarray:
-    """The sound from `start_s` to `end_s`: speech, a very faint room noise, and a beep at each event.
+    """The sound from `start_s` to `end_s`: speech, a very faint room noise, music, and a beep at each event.
 
     Returns: [channels, samples] float32 in -1..1; sample k is at start_s + k / rate.
     """
@@ -108,6 +171,8 @@ def track(
         voice = voice[offset:] if offset >= 0 else np.r_[np.zeros(-offset), voice]
         length = min(total, len(voice))
         mono[:length] += voice[:length]
+    if music_gain:
+        mono += music_gain * music(total / rate, rate, music_seed)[:total]
     for time in events_s:
         first = round((time - start_s) * rate)
         length = min(round(BEEP_S * rate), total - first)

@@ -29,7 +29,22 @@ class Truth:
         that stands still, with a violently shaken camera, with a panning camera, with damaged data.
     framing: "upper body" (chest up), "medium" (hips up), "full", "long", or "" when it changes or nobody is there.
     display_width, display_height: pixels, upright and with square pixels (the height is kept, the width scaled).
-    same_as: the name of the file with the same bytes, for a duplicate.
+    same_as: the name of the file with the same bytes, for a duplicate. like: the name of the file with the same
+        pictures and sound, coded, scaled or lit a little differently.
+    subtitles_s: spans with a line of burned-in text, one for each line; subtitle_box: around all of them.
+    watermark_box: around the text that stands in the picture all the time. scene_text_s: spans with a sign in the
+        scene, which moves in the picture as the scene does. Boxes are fractions of the upright frame: x0, y0, x1, y1.
+    people: the most seen together. second_s: spans in which a second person is in view.
+    lips: how the lips in view go with the sound: "own" speech; "other": they form something else than is heard;
+        "closed" while somebody speaks; "" where nobody is in view or nothing is said.
+    sound_offset_s: by how much the sound comes later than in sync; negative for earlier.
+    music_s: spans with music.
+    fault: what is wrong with the file as footage of a talker, "" where nothing is, with its strength:
+        "blur" (sigma in pixels), "motion blur" (length in pixels), "dark" (factor on the light), "bright" (share of
+        the picture that is burnt out), "noise" (standard deviation, of 255), "blocks" (H.264's constant rate factor,
+        without its deblocking), "subtitles" and "watermark" (height of a line's row, of the frame's), "scene text"
+        (speed of the camera in frame widths a second), "two people", "second face" (share of the time), "nobody",
+        "static", "shake" (share of the time), "offset" (s), "other speech", "voice-over", "silence", "music", "copy".
     """
 
     file: str
@@ -53,6 +68,18 @@ class Truth:
     display_width: int = 0
     display_height: int = 0
     same_as: str = ""
+    like: str = ""
+    subtitles_s: tuple[Span, ...] = ()
+    subtitle_box: Box | None = None
+    watermark_box: Box | None = None
+    scene_text_s: tuple[Span, ...] = ()
+    people: int = 0
+    second_s: tuple[Span, ...] = ()
+    lips: str = ""
+    sound_offset_s: float = 0.0
+    music_s: tuple[Span, ...] = ()
+    fault: str = ""
+    strength: float = 0.0
     notes: str = ""
 
 
@@ -71,13 +98,13 @@ def _to_text(value: Any) -> str:
 def _from_text(name: str, text: str) -> Any:
     if name in ("usable", "has_audio"):
         return text == "yes"
-    if name in ("duration_s", "fps"):
+    if name in ("duration_s", "fps", "sound_offset_s", "strength"):
         return float(text)
-    if name in ("display_width", "display_height"):
+    if name in ("display_width", "display_height", "people"):
         return int(text)
     if name == "groups":
         return tuple(filter(None, text.split(";")))
-    if name == "event_box":
+    if name.endswith("_box"):
         return tuple(float(v) for v in text.split(";")) if text else None
     if name in ("cuts_s", "fades_s", "events_s"):
         return tuple(float(v) for v in text.split(";") if v)

@@ -21,8 +21,8 @@ class MaskPredictor(nn.Module):
         self.hidden = nn.Linear(width, 2 * inner)
         self.token = nn.Linear(2 * inner, inner)
         self.speaker = nn.Linear(2 * inner, inner)
-        self.scale = nn.Parameter(torch.tensor(10.0))
-        self.offset = nn.Parameter(torch.tensor(0.0))
+        self.scale = nn.Parameter(torch.tensor([10.0]))
+        self.offset = nn.Parameter(torch.tensor([0.0]))
 
     def forward(self, hidden: Tensor, speaker_mask: Tensor, known_frame: int) -> Tensor:
         """How likely each visual token is of each speaker, as logits.

@@ -1,0 +1,151 @@
+"""The training flow against a real Prefect server: phases as tasks, each of which can be gone on with alone."""
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from flows.curves import loss_curve
+from flows.train import DONE, FAILED, INTERRUPTED, TrainParameters, run
+from tests.world.puppet_shards import LATENTS, make_puppets
+from training.phases import about_weights
+from training.tracking import read_metrics
+
+EVERYTHING = ["video", "text", "audio"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server() -> Iterator[None]:
+    from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
+    from prefect.testing.utilities import prefect_test_harness
+
+    with temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180}), prefect_test_harness(180):
+        yield
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("puppets")
+    make_puppets(folder, 8, frames=9)
+    return folder / "dataset.json"
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    phase = {"train": EVERYTHING, "steps": 2}
+    training = {
+        "model": "active_mind",
+        "size": "debug",
+        "data": {"frames": 9, "fps": 25, "batch": 4, "latents": LATENTS.model_dump()},
+        "optimizer": {"learning_rate": 1e-3},
+        "phases": {
+            "base": {"weights": dict.fromkeys(EVERYTHING, "new"), **phase},
+            "warmup": {"weights": {"video": "base", "text": "base", "audio": "base.text"}, **phase},
+        },
+        "run": {"log_every": 1, "sample_every": 2, "sample_steps": 1, "trackers": []},
+    }
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump({"training": training}, sort_keys=False))
+    return path
+
+
+def train(dataset: Path | str, recipe: Path | str, out: Path | str, **more: Any) -> tuple[int, str]:
+    """The exit code, and what was said on the console."""
+    said = io.StringIO()
+    parameters = TrainParameters(manifest=str(dataset), recipe=str(recipe), out=str(out), **more)
+    return run(parameters, Console(file=said, width=1000)), said.getvalue()
+
+
+def artifacts() -> dict[str, tuple[str, Any]]:
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        found = client.read_artifacts()
+    return {
+        artifact.key: (artifact.type or "", artifact.data)
+        for artifact in sorted(found, key=lambda artifact: artifact.created)
+        if artifact.key
+    }
+
+
+def test_each_phase_is_a_task_that_can_be_gone_on_with_alone(
+    dataset: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from prefect.client.orchestration import get_client
+
+    out = tmp_path / "out"
+    code, said = train(dataset, recipe, out, phases=["warmup"])
+    assert code == FAILED and "train phase base first" in said
+    assert train(dataset, recipe, out, phases=["base"])[0] == DONE
+    assert train(dataset, recipe, out, phases=["warmup"])[0] == DONE
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["base", "warmup"]
+    about = about_weights(out, "warmup")
+    assert about is not None and about["step"] == 2 and about["started_from"]["audio"]["origin"] == "base.text"
+    with get_client(sync_client=True) as client:
+        names = [run.name for run in client.read_task_runs()]
+    assert sorted(names) == ["base", "warmup", "warmup"]
+    # all is there: nothing is trained again
+    assert train(dataset, recipe, out)[0] == DONE
+    assert "warmup: 2 steps (went on from step 2)" in capsys.readouterr().out
+
+
+def test_curve_and_samples_are_shown(dataset: Path, recipe: Path, tmp_path: Path) -> None:
+    assert train(dataset, recipe, tmp_path / "out", phases=["base"])[0] == DONE
+    shown = artifacts()
+    assert shown["loss-base"][0] == shown["samples-base"][0] == "image"
+    assert shown["loss-base"][1].startswith("data:image/svg+xml;base64,")
+    assert shown["samples-base"][1].startswith("data:image/jpeg;base64,")
+    assert "| base | 2 | 0 |" in shown["training"][1]
+    assert len(list((tmp_path / "out" / "base" / "samples" / "step-00000002").glob("*.mp4"))) == 1
+
+
+def test_what_a_user_can_mend_is_one_message(dataset: Path, recipe: Path, tmp_path: Path) -> None:
+    def refusal(*arguments: Any, **more: Any) -> str:
+        code, said = train(*arguments, **more)
+        assert code == FAILED and "Traceback" not in said
+        return said
+
+    assert "there is no such dataset manifest" in refusal(tmp_path / "nowhere.json", recipe, tmp_path)
+    assert "no recipe of that name comes along" in refusal(dataset, "actve_mind", tmp_path)
+    assert "unknown phase 'warmp'; did you mean 'warmup'?" in refusal(dataset, recipe, tmp_path, phases=["warmp"])
+    assert "checkpoints need a folder on a file system" in refusal(dataset, recipe, "s3://bucket/out")
+    assert "3 workers do not share a batch of 4 evenly; take 2 or 4" in refusal(dataset, recipe, tmp_path, workers=3)
+    text = recipe.read_text().replace("fps: 25", "fps: 24")
+    (tmp_path / "slow.yaml").write_text(text)
+    assert "no sample of the dataset can be used" in refusal(dataset, tmp_path / "slow.yaml", tmp_path / "slow")
+
+
+def test_a_training_that_is_asked_to_end_says_how_to_go_on(
+    dataset: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    from training.learner import ActiveMindLearner
+
+    losses = ActiveMindLearner.losses
+
+    def interrupted(self: ActiveMindLearner, *arguments: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return losses(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ActiveMindLearner, "losses", interrupted)
+        code, said = train(dataset, recipe, tmp_path / "out")
+    assert code == INTERRUPTED and "phase base was asked to end; step 1 is kept: run it again to go on" in said
+    assert train(dataset, recipe, tmp_path / "out")[0] == DONE
+    assert [row["step"] for row in read_metrics(tmp_path / "out" / "base" / "metrics.jsonl") if "loss" in row] == [1, 2]
+
+
+def test_a_curve_of_any_numbers_is_a_picture() -> None:
+    import xml.etree.ElementTree as ElementTree
+
+    for points in ([(1, 2.0)], [(1, 0.0), (2, -1.0)], [(step, 1.0) for step in range(5000)]):
+        line = ElementTree.fromstring(loss_curve(points, "a & b")).find("{http://www.w3.org/2000/svg}polyline")
+        assert line is not None
+        places = [tuple(map(float, at.split(","))) for at in line.attrib["points"].split()]
+        assert 1 <= len(places) <= 400
+        assert all(0 <= x <= 800 and 0 <= y <= 320 for x, y in places)

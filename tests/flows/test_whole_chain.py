@@ -1,0 +1,91 @@
+"""The demo's recipe, with every stage, on footage with one fault a file."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_manifests.dataset import DatasetManifest, load, verify
+from data_manifests.sources import SourceRow
+from data_manifests.storage import Storage
+from tasks.curation import Curation
+from tasks.engine import Engine
+from tasks.outcome import Outcome
+from tasks.recipe import load_recipe
+from tasks.stages import STAGES
+
+# file: the verdict, and the rule behind a drop or the use of the sound
+EXPECTED = {
+    "clean_a.mp4": ("keep", "usable"),
+    "late_0.4_a.mp4": ("keep", "unusable"),
+    "subtitles_a.mp4": ("drop", "subtitles"),
+    "copy_small_a.mp4": ("drop", "near_duplicate"),
+    "two_people_a.mp4": ("drop", "one_speaker"),
+}
+
+Run = Callable[[int], tuple[Path, Outcome]]
+
+
+@pytest.fixture(scope="module")
+def run(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Curates the files with some number of workers; gives the folder and the outcome."""
+    done: dict[int, tuple[Path, Outcome]] = {}
+
+    def run(workers: int) -> tuple[Path, Outcome]:
+        if workers not in done:
+            out = tmp_path_factory.mktemp(f"workers-{workers}")
+            rows = [SourceRow(str(world.path(name)), {}, "manifest") for name in EXPECTED]
+            with Engine(workers) as engine:
+                curation = Curation(load_recipe("demo"), Storage(str(out)), rows, engine)
+                for step, group in curation.walk():
+                    units = step.units(group)
+                    assert curation.run(step, units).errors == 0
+                outcome = Outcome(curation)
+                plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]
+                outcome.record(DatasetManifest.of(outcome.recipe_name, "manifest", outcome.write_shards(plans)))
+            done[workers] = out, outcome
+        return done[workers]
+
+    return run
+
+
+def test_each_fault_is_found_and_nothing_else(run: Run) -> None:
+    _, outcome = run(2)
+    names = {row["source_id"]: Path(row["uri"]).name for row in outcome.sources}
+    found = {
+        names[clip_id[:16]]: (row["verdict"], row["rule"] if row["verdict"] == "drop" else row["audio"])
+        for clip_id, row in outcome.decisions.to_dict("index").items()
+    }
+    # which of two copies is kept goes by their digests
+    copies = {"clean_a.mp4", "copy_small_a.mp4"}
+    assert {found[name] for name in copies} == {EXPECTED[name] for name in copies}
+    assert {k: v for k, v in found.items() if k not in copies} == {k: v for k, v in EXPECTED.items() if k not in copies}
+
+
+def test_a_sample_has_what_every_stage_gives(run: Run) -> None:
+    out, outcome = run(2)
+    assert list(outcome.curation.stages) and set(outcome.curation.stages) == set(STAGES)
+    report = verify(str(out / "dataset.json"))
+    assert not report.faults
+    shard = next(out.glob("shards/*.tar"))
+    members = {name.partition(".")[2] for name in names_in(shard)}
+    arrays = {"log_mel", "face_box", "lips", "crop_box", "pose", "latent", "text_embedding"}
+    assert members == {"mp4", "flac", "json", "guidance.json", *(f"{array}.npy" for array in arrays)}
+
+
+def names_in(shard: Path) -> list[str]:
+    import tarfile
+
+    with tarfile.open(shard) as tar:
+        return tar.getnames()
+
+
+def test_one_worker_and_two_make_the_same_shards(run: Run) -> None:
+    def shards(out: Path) -> dict[str, str]:
+        names = [shard.name for shard in load(str(out / "dataset.json")).shards]
+        return {name: hashlib.sha256((out / name).read_bytes()).hexdigest() for name in names}
+
+    (one, _), (two, _) = run(1), run(2)
+    assert shards(one) == shards(two)

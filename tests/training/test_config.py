@@ -1,0 +1,89 @@
+"""Recipes' training sections: what cannot be trained is refused by name before anything starts."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from data_manifests.strict import RecipeError, validate
+from tests.training.tiny import recipe
+from training.config import TrainingRecipe, load_training
+
+ROOT = Path(__file__).parents[2]
+
+
+def section(**changes: Any) -> dict[str, Any]:
+    """A training section as a YAML file has it, changed at places such as "phases.main.tier"."""
+    content = recipe().model_dump(mode="json", exclude={"name"})
+    for place, value in changes.items():
+        *above, last = place.split("__")
+        here = content
+        for key in above:
+            here = here[key]
+        if value is None:
+            del here[last]
+        else:
+            here[last] = value
+    return content
+
+
+def refusal(**changes: Any) -> str:
+    with pytest.raises(RecipeError) as caught:
+        validate(TrainingRecipe, {**section(**changes), "name": "tiny"}, "tiny.yaml: in training")
+    return str(caught.value)
+
+
+def test_a_phase_starts_from_what_came_before_it() -> None:
+    assert refusal(phases__warmup__weights__video="main").endswith(
+        "phases.warmup.weights.video: no earlier phase 'main'; known here: base, new"
+    )
+    assert "no earlier phase 'warmpu'; did you mean 'warmup'?" in refusal(phases__main__weights__audio="warmpu")
+    assert "where does audio start from? give new, or an earlier phase" in refusal(phases__main__weights__audio=None)
+    assert "'base.hands': a phase, such as base" in refusal(phases__warmup__weights__audio="base.hands")
+
+
+def test_a_phase_may_start_from_a_file() -> None:
+    content = section(phases__base__weights__video="/models/wan.base.safetensors")
+    assert validate(TrainingRecipe, {**content, "name": "tiny"}, "").phases["base"].weights["video"].startswith("/")
+
+
+def test_what_does_not_fit_is_said_with_what_would() -> None:
+    assert "33 or 37 in place of 35" in refusal(data__frames=35)
+    assert "unknown size 'debg'; did you mean 'debug'?" in refusal(size="debg")
+    assert "unknown tier 'mian'; did you mean 'main'?" in refusal(phases__hq__tier="mian")
+    assert "phases.Main/../x" in refusal(phases={**section()["phases"], "Main/../x": section()["phases"]["base"]})
+    assert "run.shardin: unknown key 'shardin'; did you mean 'sharding'?" in refusal(run={"shardin": "fsdp"})
+    assert "optimizer.learning_rate" in refusal(optimizer__learning_rate=-1.0)
+
+
+def test_a_recipe_is_read_from_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"curation": {}, "training": section()}, sort_keys=False))
+    read = load_training(path)
+    assert read == recipe().model_copy(update={"name": "mine"})
+    assert list(read.phases) == ["base", "warmup", "main", "hq"]
+    path.write_text("curation: {}\n")
+    with pytest.raises(RecipeError, match="has no `training` section, so there is nothing to train"):
+        load_training(path)
+
+
+def test_phases_are_trained_in_the_recipes_order() -> None:
+    assert recipe().chosen(["hq", "warmup"]) == ["warmup", "hq"]
+    assert recipe().chosen(None) == ["base", "warmup", "main", "hq"]
+    with pytest.raises(RecipeError, match="unknown phase 'man'; did you mean 'main'"):
+        recipe().chosen(["man"])
+
+
+def test_the_digest_is_over_all_that_changes_what_is_learnt() -> None:
+    same = recipe(keep=9, micro_batch=1).model_copy(update={"name": "other"})
+    assert same.digest() == recipe().digest()
+    assert recipe().model_copy(update={"seed": 1}).digest() != recipe().digest()
+
+
+def test_reading_a_recipe_needs_no_torch() -> None:
+    code = "import sys, training.config; print([m for m in ('torch', 'ray', 'prefect', 'av') if m in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert found.stdout.strip() == "[]"

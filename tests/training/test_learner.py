@@ -1,0 +1,179 @@
+"""active-mind in the loop: on puppets in shards, as on footage."""
+
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.tiny import train_together
+from tests.world.puppet_readers import read_mouth
+from tests.world.puppet_shards import LATENTS, make_puppets
+from tests.world.puppets import opening_of
+from training import phases
+from training.config import TrainingRecipe
+from training.job import Job
+from training.learner import ActiveMindLearner, load_trained
+from training.parallel import Team
+from training.tracking import read_metrics
+from training.trainer import train_phase
+
+ROOT = Path(__file__).parents[2]
+EVERYTHING = ["video", "text", "audio"]
+
+
+def recipe(steps: int = 2, **run: Any) -> TrainingRecipe:
+    phase = {"train": EVERYTHING, "steps": steps}
+    settings = {"checkpoint_every": 2, "log_every": 1, "sample_every": 0, "sample_steps": 2, "trackers": [], **run}
+    return TrainingRecipe.model_validate(
+        {
+            "name": "puppets",
+            "model": "active_mind",
+            "size": "debug",
+            "data": {"frames": 9, "fps": 25, "batch": 4, "latents": LATENTS.model_dump()},
+            "optimizer": {"learning_rate": 1e-3},
+            "phases": {
+                "base": {
+                    "weights": dict.fromkeys(EVERYTHING, "new"), **phase, "train": ["video", "text"],
+                    "conditions": {"audio": 1.0},
+                },
+                "warmup": {"weights": {"video": "base", "text": "base", "audio": "base.text"}, **phase},
+                "main": {"weights": {"video": "base", "text": "base", "audio": "warmup"}, **phase},
+            },
+            "run": settings,
+        }
+    )  # fmt: skip
+
+
+def mouth(frames: np.ndarray, fps: int, sound: np.ndarray) -> float:
+    """How much the mouth, as it is drawn, is open as it is loud."""
+    return float(-np.abs(read_mouth(frames) - opening_of(sound, len(frames))).mean())
+
+
+def job(dataset: Path, out: Path, phase: str = "base", **settings: Any) -> Job:
+    return Job(recipe(**settings), phase, str(dataset / "dataset.json"), out, ActiveMindLearner, mouth)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def puppets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("puppets")
+    make_puppets(folder, 14, frames=17, unusable=0.3)
+    return folder
+
+
+def test_phases_of_the_real_model_start_where_they_should(puppets: Path, tmp_path: Path) -> None:
+    outcomes = {phase: train_phase(job(puppets, tmp_path, phase), Team()) for phase in ("base", "warmup", "main")}
+    began = {
+        phase: {part: at["sha256"] for part, at in outcome.started_from.items()} for phase, outcome in outcomes.items()
+    }
+    assert began["main"]["video"] == began["warmup"]["video"]
+    assert began["main"]["text"] == began["warmup"]["text"]
+    assert began["main"]["audio"] != began["warmup"]["audio"]
+    base = load_file(phases.weights_folder(tmp_path, "base") / phases.AVERAGED)
+    new = dict(ActiveMindLearner(job(puppets, tmp_path), Team()).model().named_parameters())
+    learner = ActiveMindLearner(job(puppets, tmp_path), Team())
+    copied = 0
+    for name in new:
+        if learner.part_of(name) == "audio":
+            assert torch.equal(base[name], new[name])  # base does not train it
+            copied += learner.counterpart(name, "text") in base
+    assert copied >= 40  # nearly all of the branch has an equal in the text branch
+    # the trained model is had again from its folder
+    model = load_trained(tmp_path, "main")
+    main = load_file(phases.weights_folder(tmp_path, "main") / phases.AVERAGED)
+    assert all(torch.equal(value, main[name]) for name, value in model.named_parameters())
+
+
+def test_samples_have_picture_sound_and_a_measured_sync_gain(puppets: Path, tmp_path: Path) -> None:
+    import av
+
+    train_phase(job(puppets, tmp_path, sample_every=2, trackers=["tensorboard"], samples=2), Team())
+    folder = tmp_path / "base" / "samples" / "step-00000002"
+    videos, strips = sorted(folder.glob("*.mp4")), sorted(folder.glob("*.png"))
+    assert len(videos) == len(strips) == 2
+    for video in videos:
+        with av.open(str(video)) as container:
+            assert len(list(container.decode(video=0))) == 9
+        with av.open(str(video)) as container:
+            heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
+            assert np.abs(heard).max() > 0.01
+    rows = read_metrics(tmp_path / "base" / "metrics.jsonl")
+    gains = [row for row in rows if "sync_gain" in row]
+    assert [row["step"] for row in gains] == [2]
+    row = gains[0]
+    assert row["sync_gain"] == pytest.approx(row["sync/true"] - max(row["sync/muted"], row["sync/shifted"]))
+    assert {"loss", "grad_norm", "learning_rate", "data_wait", "tokens_per_s", "step_s"} <= rows[0].keys()
+    assert "mfu" not in rows[0]  # nobody knows what a CPU could do
+    events = list((tmp_path / "base" / "tensorboard").glob("events.out.tfevents.*"))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(events[0]))
+    shown.Reload()
+    assert [point.step for point in shown.Scalars("loss")] == [1, 2]
+    assert len(shown.Tags()["images"]) == 2
+
+
+def test_several_speakers_train_with_their_masks(tmp_path: Path) -> None:
+    make_puppets(tmp_path / "two", 6, frames=17, two=True)
+    train_phase(job(tmp_path / "two", tmp_path / "out", "base", sample_every=2), Team())
+    after = load_file(phases.weights_folder(tmp_path / "out", "base") / phases.WEIGHTS)
+    before = dict(ActiveMindLearner(job(tmp_path / "two", tmp_path), Team()).model().named_parameters())
+    assert not torch.equal(after["mask_predictor.token.weight"], before["mask_predictor.token.weight"])
+
+
+def test_two_workers_train_the_real_model_as_one_does(puppets: Path, tmp_path: Path) -> None:
+    train_phase(job(puppets, tmp_path / "one"), Team())
+    jobs = [job(puppets, tmp_path / sharding, sharding=sharding, sample_every=2) for sharding in ("ddp", "fsdp")]
+    train_together(tmp_path, [*jobs, job(puppets, tmp_path / "moved", steps=1, sharding="fsdp", recompute=True)])
+    assert train_phase(job(puppets, tmp_path / "moved", micro_batch=1), Team()).resumed_at == 1
+    ours = load_file(phases.weights_folder(tmp_path / "one", "base") / phases.WEIGHTS)
+    for name in ("ddp", "fsdp", "moved"):
+        theirs = load_file(phases.weights_folder(tmp_path / name, "base") / phases.WEIGHTS)
+        # AdamW's first steps are by the gradient's sign, so what differs in the last bit of a gradient near zero can
+        # move a weight by a step; of the others none
+        moved = torch.cat([(ours[key] - theirs[key]).abs().flatten() for key in ours])
+        assert moved.max() <= 4e-3
+        assert (moved > 1e-5).float().mean() < 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_kills_change_no_bit_of_the_real_model(puppets: Path, tmp_path: Path) -> None:
+    def start(out: Path) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([sys.executable, "-m", "tests.training.test_learner", puppets, out], cwd=ROOT)
+
+    assert start(tmp_path / "whole").wait() == 0
+    killed, moments = tmp_path / "killed", random.Random(3)
+    for step in (3, 8, 13):
+        process = start(killed)
+        metrics = killed / "base" / "metrics.jsonl"
+        while process.poll() is None and max((row["step"] for row in read_metrics(metrics)), default=0) < step:
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL
+    assert start(killed).wait() == 0
+    for name in (phases.WEIGHTS, phases.AVERAGED, phases.ABOUT):
+        whole, after = (phases.weights_folder(out, "base") / name for out in (tmp_path / "whole", killed))
+        assert whole.read_bytes() == after.read_bytes()
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train_phase(job(Path(sys.argv[1]), Path(sys.argv[2]), steps=18), Team())

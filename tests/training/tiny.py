@@ -1,0 +1,229 @@
+"""A model of some hundred parameters, and endless data for it, with which the loop is tested."""
+
+import os
+import secrets
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.config import Run, TrainingRecipe
+from training.draws import generator
+from training.job import Job, Losses
+from training.parallel import Team
+from training.tracking import Trackers
+from training.trainer import train_phase
+
+DIM, SAMPLES = 6, 23
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.video, self.text, self.audio = (nn.Linear(DIM, DIM) for _ in range(3))
+        self.norm = nn.LayerNorm(DIM)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + torch.tanh(self.video(x)) * torch.sigmoid(self.text(x)) + self.audio(x))
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(DIM, DIM)
+        self.seldom = nn.Linear(DIM, DIM)  # no sample needs it
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.head(x)
+
+
+@dataclass
+class Batch:
+    keys: list[str]
+    epochs: list[int]
+    data: Tensor
+
+    def to(self, device: torch.device) -> "Batch":
+        return Batch(self.keys, self.epochs, self.data.to(device))
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def split(self, size: int) -> list["Batch"]:
+        pieces = [slice(at, at + size) for at in range(0, len(self), size)]
+        return [Batch(self.keys[piece], self.epochs[piece], self.data[piece]) for piece in pieces]
+
+
+@dataclass
+class Data:
+    """Samples in another order each epoch; they are noted down as they are taken."""
+
+    job: Job
+    team: Team
+    taken: int = 0
+
+    def __iter__(self) -> Iterator[Batch]:
+        batch = self.job.recipe.data.batch
+        while True:
+            numbers = range(self.taken + self.team.rank, self.taken + batch, self.team.size)
+            places = [(number // SAMPLES, number % SAMPLES) for number in numbers]
+            orders = {epoch: torch.randperm(SAMPLES, generator=generator("order", epoch)) for epoch, _ in places}
+            keys = [f"s{int(orders[epoch][place]):02d}" for epoch, place in places]
+            self.taken += batch
+            with (self.job.folder / f"seen-{self.team.size}-{self.team.rank}").open("a") as file:
+                file.writelines(f"{epoch} {key}\n" for (epoch, _), key in zip(places, keys, strict=True))
+            values = torch.stack([torch.randn(DIM, generator=generator(key)) for key in keys])
+            yield Batch(keys, [epoch for epoch, _ in places], values)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken = state["taken"]
+
+
+@dataclass
+class Tiny:
+    """The learner. Its loss depends on noise drawn for each sample."""
+
+    job: Job
+    team: Team
+    dataset: str = "0" * 64
+    bad_key: str = ""
+    pause_s: float = 0.0
+
+    def model(self) -> nn.Module:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.job.recipe.seed)
+            return Model()
+
+    def part_of(self, name: str) -> str:
+        return next((part for part in ("text", "audio") if f".{part}." in name), "video")
+
+    def counterpart(self, name: str, part: str) -> str | None:
+        return name.replace(f".{self.part_of(name)}.", f".{part}.") if ".audio." in name else None
+
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        return list(model.blocks)  # type: ignore[arg-type]
+
+    def units(self, model: nn.Module) -> list[nn.Module]:
+        return self.blocks(model)
+
+    def in_float32(self, model: nn.Module) -> list[nn.Module]:
+        return [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+
+    def recompute(self, model: nn.Module) -> None:
+        raise NotImplementedError
+
+    def loader(self) -> Data:
+        self.job.folder.mkdir(parents=True, exist_ok=True)
+        return Data(self.job, self.team)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Losses:
+        time.sleep(self.pause_s)
+        drawn = [
+            generator(self.job.recipe.seed, self.job.phase, epoch, key)
+            for epoch, key in zip(batch.epochs, batch.keys, strict=True)
+        ]
+        sigma = torch.stack([torch.rand((), generator=g) for g in drawn])
+        noise = torch.stack([torch.randn(DIM, generator=g) for g in drawn])
+        noised = (1 - sigma[:, None]) * batch.data + sigma[:, None] * noise
+        values = (model(noised).float() - (noise - batch.data)).square().mean(1)
+        if self.bad_key in batch.keys:
+            values = values * torch.tensor([float("inf") if key == self.bad_key else 1.0 for key in batch.keys])
+        return Losses(values, sigma)
+
+    def work(self, batch: Batch) -> tuple[int, float]:
+        return len(batch.keys) * DIM, 1.0
+
+    def about(self) -> dict[str, Any]:
+        return {"shape": {"dim": DIM}}
+
+    def sample(self, model: nn.Module, step: int, folder: Path, trackers: Trackers | None) -> dict[str, float]:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{self.team.rank}.txt").write_text(str(float(model(torch.ones(1, DIM)).sum())))
+        return {"sync_gain": 0.5}
+
+
+def recipe(steps: int = 10, batch: int = 8, **run: Any) -> TrainingRecipe:
+    """Four phases as the paper has them."""
+    everything = ["video", "text", "audio"]
+    phases = {
+        "base": {"weights": dict.fromkeys(everything, "new"), "train": ["video", "text"]},
+        "warmup": {"weights": {"video": "base", "text": "base", "audio": "base.text"}, "train": everything},
+        "main": {"weights": {"video": "base", "text": "base", "audio": "warmup"}, "train": everything},
+        "hq": {"weights": dict.fromkeys(everything, "main"), "train": everything, "learning_rate": 1e-3},
+    }
+    settings = {"trackers": [], "checkpoint_every": 3, "keep": 2, "log_every": 2, "sample_every": 0, **run}
+    return TrainingRecipe.model_validate(
+        {
+            "name": "tiny",
+            "model": "active_mind",
+            "size": "debug",
+            "data": {"frames": 33, "fps": 25, "batch": batch},
+            "optimizer": {"learning_rate": 1e-2, "warmup_steps": 3, "max_grad_norm": 0.5},
+            "ema": 0.9,
+            "phases": {name: {**phase, "steps": steps} for name, phase in phases.items()},
+            "run": Run.model_validate(settings),
+        }
+    )
+
+
+def job(out: Path, phase: str = "base", learner: Any = Tiny, **settings: Any) -> Job:
+    return Job(recipe(**settings), phase, "nowhere.json", out, learner)
+
+
+class Slow(Tiny):
+    """Slow enough to be killed somewhere in the middle."""
+
+    def __init__(self, job: Job, team: Team) -> None:
+        super().__init__(job, team, pause_s=0.02)
+
+
+class Bad(Tiny):
+    """One sample has no finite loss."""
+
+    def __init__(self, job: Job, team: Team) -> None:
+        super().__init__(job, team, bad_key="s03")
+
+
+class Dying(Tiny):
+    """The last worker is killed in the middle of step 5, once."""
+
+    def losses(self, model: nn.Module, batch: Batch) -> Losses:
+        died = self.job.out / "died"
+        self.losses_taken = getattr(self, "losses_taken", 0) + 1
+        if self.losses_taken == 5 and self.team.rank == self.team.size - 1 and not died.exists():
+            died.write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().losses(model, batch)
+
+
+def work(rank: int, size: int, meeting: str, jobs: list[Job]) -> None:
+    """A worker of some: trains one job after the other."""
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    for one in jobs:
+        train_phase(one, Team.of_process_group(torch.device("cpu")))
+    dist.destroy_process_group()
+
+
+def train_together(folder: Path, jobs: list[Job], workers: int = 2) -> None:
+    """Train jobs, one after the other, on several processes."""
+    torch.multiprocessing.spawn(work, (workers, str(folder / f"meeting-{secrets.token_hex(4)}"), jobs), nprocs=workers)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    train_phase(job(Path(sys.argv[1]), learner=Slow, steps=60), Team())

@@ -1,0 +1,145 @@
+"""What a phase starts from and what it leaves: weights by parts of the model, as safetensors with their history."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from training.config import PARTS, Phase, TrainingRecipe
+
+WEIGHTS, AVERAGED, ABOUT = "model.safetensors", "averaged.safetensors", "weights.json"
+
+Weights = dict[str, Tensor]
+PartOf = Callable[[str], str]  # the part, one of PARTS, that a parameter of this name belongs to
+Counterpart = Callable[[str, str], str | None]  # the parameter's equal in another part; None where it has none
+
+
+class PhaseError(ValueError):
+    """A phase that cannot start; the message names the phase and what to do."""
+
+
+def weights_folder(out: Path, phase: str) -> Path:
+    """Where a finished phase keeps its weights."""
+    return out / phase / "weights"
+
+
+def starting_weights(
+    own: Weights, phase: str, recipe: TrainingRecipe, out: Path, part_of: PartOf, counterpart: Counterpart
+) -> Weights:
+    """The weights that a phase starts from, part by part as its `weights` say.
+
+    own: of the model as it was made: what parts that are "new" start from, and parameters of a part that starts from
+    another part but have no equal there. Earlier phases give their averaged weights.
+
+    Raises PhaseError when an earlier phase has not ended, or its weights are not of this model.
+    """
+    files: dict[str, tuple[Path, Weights]] = {}
+    found: Weights = {}
+    faults: list[str] = []
+    for name, value in own.items():
+        part = part_of(name)
+        origin, other = split_origin(recipe.phases[phase].weights[part])  # type: ignore[index]
+        if origin == "new":
+            found[name] = value
+            continue
+        if origin not in files:
+            files[origin] = _open(origin, phase, out)
+        path, weights = files[origin]
+        there = name if other in (None, part) else counterpart(name, str(other))
+        if there is None:
+            found[name] = value
+        elif there not in weights:
+            faults.append(f"{path}: has no {there}")
+        elif weights[there].shape != value.shape:
+            faults.append(f"{path}: {there} is {list(weights[there].shape)}, {name} here is {list(value.shape)}")
+        else:
+            found[name] = weights[there].to(value.dtype)
+    if faults:
+        shown = faults[:5] + ([f"... and {len(faults) - 5} more"] if len(faults) > 5 else [])
+        raise PhaseError(f"phase {phase} cannot start: these are weights of another model\n" + "\n".join(shown))
+    return found
+
+
+def split_origin(origin: str) -> tuple[str, str | None]:
+    """An origin's phase, or file, and the part of it that is meant, where one is."""
+    if origin.endswith(".safetensors"):
+        return origin, None
+    name, _, part = origin.partition(".")
+    return name, part or None
+
+
+def _open(origin: str, phase: str, out: Path) -> tuple[Path, Weights]:
+    is_file = origin.endswith(".safetensors")
+    path = Path(origin) if is_file else weights_folder(out, origin) / AVERAGED
+    try:
+        return path, load_file(path)
+    except FileNotFoundError:
+        missing = "there is no such file" if is_file else f"train phase {origin} first"
+        raise PhaseError(f"phase {phase} starts from {path}: {missing}") from None
+    except (OSError, SafetensorError) as error:
+        raise PhaseError(f"phase {phase} starts from {path}: it cannot be read: {error}") from None
+
+
+def part_hashes(weights: Mapping[str, Tensor], part_of: PartOf) -> dict[str, str]:
+    """A sha256 for each part over the names, types, shapes and bytes of its parameters."""
+    digests = {part: hashlib.sha256() for part in PARTS}
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest = digests[part_of(name)]
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return {part: digest.hexdigest() for part, digest in digests.items()}
+
+
+def write_weights(out: Path, phase: str, model: Weights, averaged: Weights, about: Mapping[str, Any]) -> Path:
+    """Leave a phase's weights, and what is known of them, as one folder, whole or not at all."""
+    folder = weights_folder(out, phase)
+    made = folder.with_name(".weights.tmp")
+    shutil.rmtree(made, ignore_errors=True)
+    made.mkdir(parents=True)
+    for name, weights in ((WEIGHTS, model), (AVERAGED, averaged)):
+        save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, made / name)
+    (made / ABOUT).write_text(json.dumps(dict(about), sort_keys=True, indent=1) + "\n")
+    shutil.rmtree(folder, ignore_errors=True)
+    made.rename(folder)
+    return folder
+
+
+def about_weights(out: Path, phase: str) -> dict[str, Any] | None:
+    """What a finished phase says of its weights; None when it has not ended."""
+    try:
+        about: dict[str, Any] = json.loads((weights_folder(out, phase) / ABOUT).read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise PhaseError(f"{weights_folder(out, phase) / ABOUT}: cannot be read: {error}") from None
+    return about
+
+
+def settings_of(recipe: TrainingRecipe, phase: str, dataset: str) -> dict[str, Any]:
+    """All that decides what a phase learns, but for how long: two trainings with the same settings are one.
+
+    dataset: the sha256 of the dataset manifest.
+    """
+    settings = recipe.model_dump(mode="json", exclude={"name": True, "run": True, "phases": True, "data": {"max_bad"}})
+    of_phase: Phase = recipe.phases[phase]
+    return {"dataset": dataset, **settings, "phase": of_phase.model_dump(mode="json", exclude={"steps"})}
+
+
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
+    """Which settings differ, as KEY: BEFORE is now NOW."""
+    lines = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += changed(old, new, f"{above}{key}.")
+        elif old != new:
+            lines.append(f"{above}{key}: {old!r} is now {new!r}")
+    return lines
