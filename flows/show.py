@@ -19,7 +19,7 @@ def show_clip_of(out: str, prefix: str, to: Path | None) -> Path:
         raise Refused(f"{to}: a clip is shown as .mp4, a film, or .png, a picture; give a name that ends so")
     run = RunFolder(out)
     clip_id = run.find(prefix)
-    path = to or Path(f"{clip_id}.mp4")
+    path = to or Path(Path(f"{clip_id}.mp4").name)  # here, whatever somebody's run calls its clips
     path.parent.mkdir(parents=True, exist_ok=True)
     ((record, findings),) = run.clips([clip_id], remade=False)
     scores = {f"{finding.stage}.{name}": value for finding in findings for name, value in finding.columns.items()}

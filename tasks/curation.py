@@ -170,7 +170,7 @@ class Curation:
                 wanted = [Unit(key, inputs[key[:16]], key) for key in let_through.index[let_through]]
                 missing = {unit.key: unit for unit in self._missing(name, [partition], wanted)}
                 if missing:
-                    rows = {other: self.rows_of(other, partition) for other in self.upstream[name]}
+                    rows = {other: self.rows_of(other, partition, missing) for other in self.upstream[name]}
                     for record in self.records(partition):
                         if record.clip_id in missing:
                             findings = self.findings(record.clip_id, rows)
@@ -284,9 +284,9 @@ class Curation:
             by_partition.setdefault(partition_of(source_id, self.partitions), []).append(found[source_id])
         return by_partition
 
-    def rows_of(self, name: str, partition: int) -> dict[str, dict[str, Any]]:
-        """A partition's rows of a step's table, by key."""
-        return {row["key"]: row for row in self.ledger.rows(name, self.step[name].fingerprint, partition)}
+    def rows_of(self, name: str, partition: int, keys: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
+        """A partition's rows of a step's table, by key; only those of `keys` where given."""
+        return {row["key"]: row for row in self.ledger.rows(name, self.step[name].fingerprint, partition, keys)}
 
     def records(self, partition: int) -> list[ClipRecord]:
         """The clips of a partition's sources, by clip_id."""

@@ -18,6 +18,10 @@ Content = TypeVar("Content")
 _VIDEO, _SOUND = "mp4", "flac"  # the files by which a stage that remakes the clip gives its picture and sound
 
 
+class DamagedFile(ValueError):
+    """An array's file that cannot be read as one; the message names it."""
+
+
 @dataclass(frozen=True)
 class Finding:
     """One stage's row for a clip, with what it takes to read the rest.
@@ -49,7 +53,8 @@ class Finding:
     def measurement(self, storage: Storage, clip_id: str) -> Measurement:
         """The whole measurement; arrays and files are read from the storage when asked for.
 
-        Reading raises StoreError when the store does not answer, FileNotFoundError for a file that is gone.
+        Reading raises StoreError when the store does not answer, FileNotFoundError for a file that is gone, DamagedFile
+        for one that holds no array.
         """
 
         def read(name: str) -> bytes:
@@ -58,7 +63,12 @@ class Finding:
                 return storage.read_bytes(stored)
 
         def array(name: str) -> np.ndarray:
-            loaded: np.ndarray = np.load(io.BytesIO(read(f"{name}.npy")), allow_pickle=False)
+            data = read(f"{name}.npy")
+            try:
+                loaded: np.ndarray = np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+            except (ValueError, EOFError) as error:
+                where = file_name(self.stage, self.fingerprint, clip_id, f"{name}.npy")
+                raise DamagedFile(f"{where}: {error}") from None
             return loaded
 
         return Measurement(self.columns, _Stored(self.arrays, array), _Stored(self.files, read))

@@ -128,10 +128,18 @@ class Ledger:
         columns = {"key": keys} | {name: pc.struct_field(elements, name) for name in wanted}
         return pa.table(columns).to_pandas(split_blocks=True, self_destruct=True)
 
-    def rows(self, table: str, fingerprint: str, partition: int | None = None) -> list[dict[str, Any]]:
-        """What `read` gives, as Python values, with None for a missing one."""
-        found: list[dict[str, Any]] = self._read(table, fingerprint, partition, None).to_pylist()
-        return found
+    def rows(
+        self, table: str, fingerprint: str, partition: int | None = None, keys: Iterable[str] | None = None
+    ) -> list[dict[str, Any]]:
+        """What `read` gives, as Python values, with None for a missing one; only the rows of `keys` where given."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        found = self._read(table, fingerprint, partition, None)
+        if keys is not None:
+            found = found.filter(pc.is_in(found["key"], value_set=pa.array(list(keys), pa.string())))
+        rows: list[dict[str, Any]] = found.to_pylist()
+        return rows
 
     def keys(
         self, table: str, fingerprint: str, partition: int | None = None, with_errors: bool = True

@@ -57,10 +57,11 @@ class Outcome:
         sources = {source.info.source_id: source.info for source in self.curation.sources(partition)}
         if not sources:
             return []
-        tables = {name: self.curation.rows_of(name, partition) for name in self.curation.stages}
         samples: dict[str, list[Sample]] = {tier: [] for tier in self.policy.tiers}
         records = self.curation.records(partition)
         decisions = self.decisions.loc[[record.clip_id for record in records]].to_dict("index")
+        kept = [clip_id for clip_id, decision in decisions.items() if decision["verdict"] == "keep"]
+        tables = {name: self.curation.rows_of(name, partition, kept) for name in self.curation.stages}
         for record in records:
             decision = decisions[record.clip_id]
             if decision["verdict"] == "keep":

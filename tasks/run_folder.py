@@ -14,8 +14,9 @@ from data_manifests.sources import ManifestError
 from data_manifests.storage import Storage
 from data_manifests.strict import RecipeError
 from tasks.clip import Clip, ClipRecord
-from tasks.findings import Finding
+from tasks.findings import DamagedFile, Finding
 from tasks.ledger import Ledger, LedgerError, partition_of
+from tasks.media import MediaError
 from tasks.outcome import SKIPPED_COLUMNS, Line, clip_lines, source_lines, steps_file
 from tasks.policy import decide, funnel, join
 from tasks.recipe import Recipe, recipe_of
@@ -196,19 +197,21 @@ class RunFolder:
         records: dict[str, dict[str, Any]] = {}
         findings: dict[str, list[Finding]] = {}
         for partition in sorted({partition_of(clip_id, self.recipe.shards.partitions) for clip_id in clip_ids}):
-            for row in self.ledger.rows("clips", self.steps["clips"], partition):
+            for row in self.ledger.rows("clips", self.steps["clips"], partition, {clip_id[:16] for clip_id in wanted}):
                 records |= {clip["clip_id"]: clip for clip in row["clips"] or () if clip["clip_id"] in wanted}
             for stage in self.stages:
-                for row in self.ledger.rows(stage, self.steps[stage], partition):
+                for row in self.ledger.rows(stage, self.steps[stage], partition, wanted):
                     clip_id = row["key"]
-                    if clip_id in wanted and self.frame.at[clip_id, f"{stage}.status"] == row["status"] == "ok":
+                    if self.frame.at[clip_id, f"{stage}.status"] == row["status"] == "ok":
                         finding = Finding.of(stage, self.steps[stage], row, STAGES[stage].columns)
                         findings.setdefault(clip_id, []).append(finding)
         return records, findings
 
     @contextlib.contextmanager
     def open(self, record: ClipRecord, findings: Iterable[Finding] = ()) -> Iterator[Clip]:
-        """The clip with its files at hand and what was found in it. Raises UnreadableRun when a file is gone."""
+        """The clip with its files at hand and what was found in it. Raises UnreadableRun for a file gone or damaged."""
+        from soundfile import SoundFileError
+
         found = {finding.stage: finding.measurement(self.storage, record.clip_id) for finding in findings}
         with contextlib.ExitStack() as files:
             for name in filter(None, (record.video, record.audio)):
@@ -216,4 +219,10 @@ class RunFolder:
                     raise UnreadableRun(f"{self.address}: {name} is gone; curate with --retry-errors makes it again")
             video = files.enter_context(self.storage.local(record.video))
             audio = files.enter_context(self.storage.local(record.audio)) if record.audio else None
-            yield Clip(record, video, audio, found)
+            try:
+                yield Clip(record, video, audio, found)
+            except (MediaError, SoundFileError, DamagedFile) as error:
+                raise UnreadableRun(
+                    f"{self.address}: a file of clip {record.clip_id} is damaged ({error}); "
+                    "delete it, and curate with --retry-errors makes it again"
+                ) from None

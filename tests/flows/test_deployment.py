@@ -55,6 +55,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
         "DO_NOT_TRACK": "1",
     }
     running = Server(api, env)
@@ -75,11 +76,17 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         process.wait(30)
 
 
-def test_the_form_explains_itself(server: Server) -> None:
-    (deployment,) = server.post("/deployments/filter", {})
-    fields = deployment["parameter_openapi_schema"]["definitions"]["CurateParameters"]["properties"]
-    assert set(fields) == {"manifest", "recipe", "out", "workers", "retry_errors"}
-    assert all(field["title"] and len(field["description"]) > 40 for field in fields.values())
+def test_the_forms_explain_themselves(server: Server) -> None:
+    asked = {
+        "curate": ("CurateParameters", {"manifest", "recipe", "out", "workers", "retry_errors"}),
+        "train": ("TrainParameters", {"manifest", "recipe", "out", "phases", "workers", "ray"}),
+    }
+    deployments = {deployment["name"]: deployment for deployment in server.post("/deployments/filter", {})}
+    assert set(deployments) == set(asked)
+    for name, (model, names) in asked.items():
+        fields = deployments[name]["parameter_openapi_schema"]["definitions"][model]["properties"]
+        assert set(fields) == names
+        assert all(field["title"] and len(field["description"]) > 40 for field in fields.values())
 
 
 def test_a_schedule_really_makes_runs(server: Server) -> None:
@@ -96,7 +103,11 @@ def test_a_triggered_run_completes_and_shows_its_funnel(server: Server, world: A
     footage = tmp_path / "footage"
     footage.mkdir()
     (footage / "talk.mp4").write_bytes(world.path("talk_3s.mp4").read_bytes())
-    parameters = {"manifest": str(footage), "recipe": "demo", "out": str(tmp_path / "out")}
+    parameters = {
+        "manifest": str(footage),
+        "recipe": str(ROOT / "tests" / "three_stages.yaml"),
+        "out": str(tmp_path / "out"),
+    }
     worker = server.start("worker", "start", "--pool", "curation")
     try:
         server.prefect(

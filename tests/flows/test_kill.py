@@ -27,9 +27,9 @@ def footage(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 TELL_TIME = ("times.json", "report.html")  # how long it took is no part of the outcome
 
 
-def start(footage: Path, out: Path, home: Path) -> "subprocess.Popen[bytes]":
+def start(footage: Path, out: Path, home: Path, recipe: str) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(
-        [sys.executable, "-m", "flows.cli", "curate", footage, "--recipe", "demo", "--out", out],
+        [sys.executable, "-m", "flows.cli", "curate", footage, "--recipe", recipe, "--out", out],
         env={**os.environ, "PREFECT_HOME": str(home)}, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
@@ -57,16 +57,16 @@ def kill_when(process: "subprocess.Popen[bytes]", out: Path, files: int) -> bool
     return False
 
 
-def survive(footage: Path, folder: Path, kills: int) -> None:
+def survive(footage: Path, folder: Path, kills: int, recipe: str) -> None:
     whole, killed = folder / "whole", folder / "killed"
-    assert start(footage, whole, folder / "home").wait(300) == 1  # the truncated file is an error
+    assert start(footage, whole, folder / "home", recipe).wait(300) == 1  # the truncated file is an error
     expected = tree(whole)
     moments = random.Random(7)
     happened = 0
     for target in sorted(moments.sample(range(1, len(expected) - 2), kills)):
-        happened += kill_when(start(footage, killed, folder / "home"), killed, target)
+        happened += kill_when(start(footage, killed, folder / "home", recipe), killed, target)
     assert happened >= kills * 0.6  # some targets are passed between two looks
-    assert start(footage, killed, folder / "home").wait(300) == 1
+    assert start(footage, killed, folder / "home", recipe).wait(300) == 1
     after = tree(killed)
     assert set(after) == set(expected)
     assert after == expected
@@ -74,10 +74,10 @@ def survive(footage: Path, folder: Path, kills: int) -> None:
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(footage: Path, tmp_path: Path) -> None:
-    survive(footage, tmp_path, kills=1)
+    survive(footage, tmp_path, kills=1, recipe="tests/three_stages.yaml")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_ten_kills_change_nothing(footage: Path, tmp_path: Path) -> None:
-    survive(footage, tmp_path, kills=10)
+    survive(footage, tmp_path, kills=10, recipe="demo")

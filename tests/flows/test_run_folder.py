@@ -85,6 +85,23 @@ def test_a_damaged_ledger_is_told_of_and_left_as_it_is(finished: Finished, tmp_p
     assert files(out) == before
 
 
+@pytest.mark.parametrize("name", ["clips/*/{}.mp4", "clips/*/{}.flac", "features/speech/*/{}.log_mel.npy"])
+@pytest.mark.parametrize("how", ["cut off", "not ours"])
+def test_a_damaged_clip_is_told_of_in_one_message(finished: Finished, tmp_path: Path, name: str, how: str) -> None:
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out, ignore=shutil.ignore_patterns("shards"))
+    run = RunFolder(str(out))
+    clip_id = run.decisions.index[run.decisions["verdict"] == "keep"][0]
+    (hurt,) = out.glob(name.format(clip_id))
+    hurt.write_bytes(hurt.read_bytes()[: hurt.stat().st_size // 3] if how == "cut off" else b"nothing of ours")
+    ((record, findings),) = run.clips([clip_id])
+    with pytest.raises(UnreadableRun, match=f"{clip_id}.*--retry-errors"), run.open(record, findings) as clip:
+        assert len(list(clip.frames())) == record.frames
+        samples = clip.samples()
+        assert samples is not None and len(samples) * record.fps == record.frames * 16_000
+        assert len(clip.found["speech"].arrays["log_mel"]) == record.frames
+
+
 def test_rows_that_the_run_did_not_count_are_not_read(finished: Finished, tmp_path: Path) -> None:
     """Such as those of footage that the manifest no longer lists, or of a later run that was killed."""
     import pandas as pd

@@ -82,6 +82,7 @@ def names_in(shard: Path) -> list[str]:
         return tar.getnames()
 
 
+@pytest.mark.slow
 def test_one_worker_and_two_make_the_same_shards(run: Run) -> None:
     def shards(out: Path) -> dict[str, str]:
         names = [shard.name for shard in load(str(out / "dataset.json")).shards]

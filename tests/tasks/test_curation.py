@@ -125,7 +125,7 @@ def test_a_run_has_at_most_200_tasks_however_many_sources_and_stages(recipe: str
     many = many.model_copy(update={"shards": many.shards.model_copy(update={"partitions": 4096})})
     curation = Curation(many, Storage(str(tmp_path)), [], Engine())
     for sources in (1, 40, 900):  # in each partition
-        curation.sources = lambda _, n=sources: [None] * n  # type: ignore[assignment,misc,return-value]
+        curation.sources = lambda _, n=sources: [None] * n  # type: ignore[assignment,misc]
         groups = curation.groups()
         tasks = sum(1 for _ in curation.walk()) + len(groups)  # and one for each group's shards
         assert len(groups) > 1 and tasks <= 200

@@ -64,6 +64,8 @@ def test_rows_come_back_with_their_types_on_any_storage(storage: Storage) -> Non
     assert ledger.keys("motion", "f") == {row(n)["key"]: "" for n in (1, 2, 3)} | {failed["key"]: "abc"}
     assert failed["key"] not in ledger.keys("motion", "f", with_errors=False)
     assert {r["key"]: r["frames"] for r in ledger.rows("motion", "f")}[failed["key"]] is None
+    assert [r["frames"] for r in ledger.rows("motion", "f", keys=[row(2)["key"], "nobody's"])] == [2]
+    assert ledger.rows("motion", "f", keys=[]) == []
     assert list(ledger.read("motion", "f", 1, ["speed"]).columns) == ["key", "speed"]
     assert ledger.fingerprints("motion") == {"f": {"backend": "dis"}}
 

@@ -286,7 +286,7 @@ def test_pictures_that_repeat_are_looked_at_once_and_texts_read_once(
     monkeypatch.setitem(ocr.BACKENDS, "counting", Counting)
     still = Subtitles(SubtitlesSettings(backend="counting"))
     still.check()
-    assert still.backend_version() == "counting 1"
+    assert still.backend_version().startswith("counting 1, ")
     found = measured(still, film([written(backdrop()[0], LATIN[0])] * 16))
     assert (still._ocr.finds, still._ocr.reads) == (1, 1)  # type: ignore[attr-defined]
     assert found["samples"] == 8 and found["caption_area"] == pytest.approx(240 * 30 / 640 / 360)
