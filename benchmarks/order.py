@@ -3,8 +3,9 @@
 Each stage measures every clip, also those that an earlier one would have rejected. Of filters that reject independently
 of each other, the cheapest order runs first whatever costs least for each clip it rejects (Hellerstein and Stonebraker,
 "Predicate Migration", 1993); a stage that rejects nothing comes last, unless another starts from what it finds. Copies
-of a clip are told only at the end, over the whole corpus, so `duplicates` rejects nothing here. UNDERSTUDY_FOOTAGE names
-a folder of real videos to use instead of the generated ones.
+of a clip are told only at the end, over the whole corpus, so `duplicates` rejects nothing here.
+
+UNDERSTUDY_FOOTAGE names a folder of real videos to use instead of the generated ones.
 """
 
 import os
