@@ -172,7 +172,7 @@ def sample(
                 typer.echo(f"{puppets} puppets in {folder / 'dataset.json'}")
                 return
             made = make(folder, names=only, groups=group, progress=lambda _name, done, total: bar(done, total, 0))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
     typer.echo(f"{len(made)} files and their truth.csv in {folder}")
@@ -242,7 +242,10 @@ def calibrate(
 
         with in_terminal(_errors()):
             count = calibration.write_page(out, rule, bound, clips, page)
-        typer.echo(f"{count} clips to mark in {page}; then: understudy calibrate {out} --rule {rule} --marks FILE")
+        which = f" --bound {bound}" if bound else ""
+        typer.echo(
+            f"{count} clips to mark in {page}; then: understudy calibrate {out} --rule {rule}{which} --marks FILE"
+        )
 
 
 @app.command()

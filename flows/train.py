@@ -120,7 +120,14 @@ def train(parameters: TrainParameters) -> list[Outcome]:
     _check_paths(parameters)
     recipe = load_training(parameters.recipe)
     chosen = recipe.chosen(parameters.phases)
-    load(parameters.manifest)
+    tiers = load(parameters.manifest).tiers
+    for name in chosen:
+        tier = recipe.phases[name].tier
+        if tier not in tiers:
+            raise TrainingError(
+                f"{parameters.manifest} has no tier {tier}, which phase {name} trains on; it has "
+                f"{', '.join(sorted(tiers))}. Name the other phases alone, or give this one another tier in the recipe"
+            )
     if "mlflow" in recipe.run.trackers:
         check_mlflow()
     outcomes: list[Outcome] = []

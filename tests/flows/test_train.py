@@ -149,3 +149,24 @@ def test_a_curve_of_any_numbers_is_a_picture() -> None:
         places = [tuple(map(float, at.split(","))) for at in line.attrib["points"].split()]
         assert 1 <= len(places) <= 400
         assert all(0 <= x <= 800 and 0 <= y <= 320 for x, y in places)
+
+
+def test_a_tier_that_the_dataset_lacks_is_told_before_any_phase_has_trained(
+    dataset: Path, recipe: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["training"]["phases"]["warmup"]["tier"] = "hq"
+    content["training"]["data"]["tiers"] = ["main", "hq"]
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    code, said = train(dataset, recipe, tmp_path / "out")
+    assert code == FAILED
+    assert "has no tier hq, which phase warmup trains on; it has main" in said
+    assert not (tmp_path / "out" / "base").exists()
+
+
+def test_the_recipe_for_puppets_fits_their_shards() -> None:
+    from training.config import load_training
+
+    recipe = load_training("puppets")
+    assert recipe.data.latents == LATENTS
+    assert {phase.tier for phase in recipe.phases.values()} == {"main"}
