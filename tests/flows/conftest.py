@@ -97,11 +97,12 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Browse:
             f"--user-data-dir={folder / 'profile'}",
             "--window-size=1400,1000",
         ]
-        shown = subprocess.run(
-            [browser, *options, "--dump-dom", frame.as_uri()], capture_output=True, text=True, timeout=120, check=True
-        )
-        said = re.search("<pre>(.+?)</pre>", shown.stdout)
-        assert said, shown.stdout[-2000:] + shown.stderr[-2000:]
-        return json.loads(unquote(said[1]))
+        command = [browser, *options, "--dump-dom", frame.as_uri()]
+        for _ in range(5):  # on a busy machine it may print the page before the script has come to its end
+            shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+            said = re.search("<pre>(.+?)</pre>", shown.stdout)
+            if said:
+                return json.loads(unquote(said[1]))
+        raise AssertionError(shown.stdout[-2000:] + shown.stderr[-2000:])
 
     return browse
