@@ -281,7 +281,8 @@ def _merge(tables: list[tuple[bool, "pa.Table"]]) -> "pa.Table":
             "row": pa.array(range(merged.num_rows), pa.int64()),
         }
     ).sort_by([("key", "ascending"), ("rank", "ascending"), ("row", "ascending")])
-    best = order.group_by("key", use_threads=False).aggregate([("row", "first")])
+    # grouping promises no order of its own
+    best = order.group_by("key", use_threads=False).aggregate([("row", "first")]).sort_by("key")
     return merged.take(best["row_first"])
 
 
