@@ -11,10 +11,9 @@ from typing import ClassVar, Protocol
 import numpy as np
 from pydantic import Field, field_validator
 
-from data_manifests.strict import unknown_key
 from tasks import picture
 from tasks.clip import Clip
-from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable
+from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, known_backend
 
 _LINES = 480  # of the short side at which sharpness is measured: that of the training clips
 _MAX_ASPECT = 8  # as in tasks.motion
@@ -47,9 +46,7 @@ class AestheticsSettings(StageSettings):
     @field_validator("backend")
     @classmethod
     def _known(cls, backend: str) -> str:
-        if backend not in BACKENDS:
-            raise ValueError(unknown_key(backend, list(BACKENDS)).replace("key", "backend", 1))
-        return backend
+        return known_backend(backend, BACKENDS)
 
 
 class Judge(Protocol):

@@ -31,6 +31,7 @@ from tasks.policy import alive, join
 from tasks.recipe import Recipe
 from tasks.stage import Stage, fingerprint
 from tasks.stages import STAGES
+from tasks.stages import upstream as upstream_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -179,9 +180,7 @@ class Curation:
             return found
 
         before = list(self.stages)[: list(self.stages).index(name)]
-        self.upstream[name] = [
-            other for other in before if other in (*stage.needs, *stage.uses) or self.stages[other].remakes_clip
-        ]
+        self.upstream[name] = upstream_of(self.stages, name)
         # what an earlier stage read from the manifest has gone into what it found
         self.reads[name] = tuple(
             sorted({*stage.reads, *(r for other in self.upstream[name] for r in self.reads[other])})

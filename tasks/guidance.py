@@ -15,7 +15,6 @@ from typing import ClassVar, Protocol
 import numpy as np
 from pydantic import Field, field_validator
 
-from data_manifests.strict import unknown_key
 from tasks import phrases
 from tasks.clip import SAMPLE_RATE, Clip
 from tasks.guidance_schema import (
@@ -32,7 +31,7 @@ from tasks.people import face_framing
 from tasks.phrases import Segment, Signals
 from tasks.prosody import HOP_S, Contours, Voice, contours, voice
 from tasks.speech import Speech, SpeechSettings, VoiceDetector
-from tasks.stage import Measurement, Stage, StageSettings, Value
+from tasks.stage import Measurement, Stage, StageSettings, Value, known_backend
 
 _MOVE_S = 0.2  # over which the head's speed is taken: less is the face detector's tremble
 
@@ -49,9 +48,7 @@ class GuidanceSettings(StageSettings):
     @field_validator("backend")
     @classmethod
     def _known(cls, backend: str) -> str:
-        if backend not in BACKENDS:
-            raise ValueError(unknown_key(backend, list(BACKENDS)).replace("key", "backend", 1))
-        return backend
+        return known_backend(backend, BACKENDS)
 
 
 class Guide(Protocol):

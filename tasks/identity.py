@@ -11,13 +11,12 @@ from typing import ClassVar, Protocol
 import numpy as np
 from pydantic import Field, field_validator
 
-from data_manifests.strict import unknown_key
 from tasks import landmarks
 from tasks.clip import Clip
 from tasks.face_looks import SIDE, description, sharpness, unit
 from tasks.face_mesh import MODEL, FaceMesh, aligned, box_of, lips_of, pose_of
 from tasks.face_tracks import Look, Track, Tracker, people_of
-from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, Value
+from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, Value, known_backend
 
 _SHORT_SIDE = 480  # pixels; the mesh network itself sees 192
 
@@ -90,9 +89,7 @@ class IdentitySettings(StageSettings):
     @field_validator("backend")
     @classmethod
     def _known(cls, backend: str) -> str:
-        if backend not in BACKENDS:
-            raise ValueError(unknown_key(backend, list(BACKENDS)).replace("key", "backend", 1))
-        return backend
+        return known_backend(backend, BACKENDS)
 
 
 class Identity(Stage[IdentitySettings]):

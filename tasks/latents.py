@@ -9,11 +9,10 @@ from typing import ClassVar, Literal
 import numpy as np
 from pydantic import Field, ValidationInfo, field_validator
 
-from data_manifests.strict import unknown_key
 from tasks.clip import Clip
 from tasks.guidance_schema import read_guidance
 from tasks.latent_codec import CODECS, MAX_CHANNELS, LatentCodec, latent_frames, usable_frames
-from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable
+from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, known_backend
 from tasks.text_embedding import ENCODERS, TextEncoder
 
 _MAX_TEXT = 20_000  # letters that are read, of a caption of any length
@@ -43,10 +42,7 @@ class LatentsSettings(StageSettings):
     @field_validator("backend", "text_backend")
     @classmethod
     def _known(cls, backend: str, info: ValidationInfo) -> str:
-        known: list[str] = list(CODECS if info.field_name == "backend" else ENCODERS)
-        if backend not in known:
-            raise ValueError(unknown_key(backend, known).replace("key", "backend", 1))
-        return backend
+        return known_backend(backend, CODECS if info.field_name == "backend" else ENCODERS)
 
 
 class Latents(Stage[LatentsSettings]):

@@ -14,10 +14,9 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field, field_validator
 
-from data_manifests.strict import unknown_key
 from tasks.clip import Clip
 from tasks.flow import BACKENDS, Flow
-from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable
+from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, known_backend
 
 _MAX_ASPECT = 8  # at a fixed short side, a picture's cost grows with its aspect ratio
 _GRID = 8  # pixels between the points at which the flow is read
@@ -47,9 +46,7 @@ class MotionSettings(StageSettings):
     @field_validator("backend")
     @classmethod
     def _known(cls, backend: str) -> str:
-        if backend not in BACKENDS:
-            raise ValueError(unknown_key(backend, list(BACKENDS)).replace("key", "backend", 1))
-        return backend
+        return known_backend(backend, BACKENDS)
 
 
 class Motion(Stage[MotionSettings]):

@@ -6,13 +6,13 @@ A stage knows nothing of how it is run, where its rows are kept or what threshol
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from data_manifests.strict import Strict
+from data_manifests.strict import Strict, nearest
 from tasks.clip import Clip
 
 Value = float | int | bool | str | None
@@ -33,6 +33,14 @@ class StageSettings(Strict):
     """What a recipe says of one stage: the backend, and the settings that change a measurement, nothing else."""
 
     backend: str
+
+
+def known_backend(backend: str, backends: Iterable[str]) -> str:
+    """`backend`, for a settings' validator. Raises ValueError with the nearest match when it is none of `backends`."""
+    known = list(backends)
+    if backend not in known:
+        raise ValueError(f"unknown backend {backend!r}{nearest(backend, known)}")
+    return backend
 
 
 @dataclass(frozen=True)

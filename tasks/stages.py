@@ -1,6 +1,7 @@
 """The measuring stages, by the names that recipes call them."""
 
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from tasks.aesthetics import Aesthetics
@@ -34,6 +35,14 @@ STAGES: dict[str, type[Stage[Any]]] = {
         Latents,
     )
 }
+
+
+def upstream(measure: Iterable[str], name: str) -> list[str]:
+    """The stages of a recipe, in its order, that a stage's measurement starts from: those whose findings it takes, and
+    those that remake the clip."""
+    order, stage = list(measure), STAGES[name]
+    takes = (*stage.needs, *stage.uses)
+    return [other for other in order[: order.index(name)] if other in takes or STAGES[other].remakes_clip]
 
 
 def settings_type(stage: type[Stage[Any]]) -> type[StageSettings]:

@@ -12,11 +12,10 @@ from typing import ClassVar
 import numpy as np
 from pydantic import Field, field_validator
 
-from data_manifests.strict import unknown_key
 from tasks import texts
 from tasks.clip import Clip
 from tasks.ocr import BACKENDS, Box, Ocr
-from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable
+from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, known_backend
 from tasks.texts import Line, Text
 
 _MAX_ASPECT = 8  # as in tasks.motion
@@ -46,9 +45,7 @@ class SubtitlesSettings(StageSettings):
     @field_validator("backend")
     @classmethod
     def _known(cls, backend: str) -> str:
-        if backend not in BACKENDS:
-            raise ValueError(unknown_key(backend, list(BACKENDS)).replace("key", "backend", 1))
-        return backend
+        return known_backend(backend, BACKENDS)
 
 
 class Subtitles(Stage[SubtitlesSettings]):

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import numpy as np
 from pydantic import Field, field_validator
 
-from data_manifests.strict import unknown_key
 from tasks.clip import SAMPLE_RATE, Clip
 from tasks.lip_sync import Match, lip_curves, match, sound_curves
 from tasks.speech import Speech, SpeechSettings
-from tasks.stage import Measurement, Stage, StageSettings
+from tasks.stage import Measurement, Stage, StageSettings, known_backend
 
 if TYPE_CHECKING:
     from tasks.speech import VoiceDetector
@@ -77,9 +76,7 @@ class SyncSettings(StageSettings):
     @field_validator("backend")
     @classmethod
     def _known(cls, backend: str) -> str:
-        if backend not in BACKENDS:
-            raise ValueError(unknown_key(backend, list(BACKENDS)).replace("key", "backend", 1))
-        return backend
+        return known_backend(backend, BACKENDS)
 
 
 class Sync(Stage[SyncSettings]):

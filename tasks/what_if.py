@@ -15,6 +15,7 @@ from tasks.policy import decide, funnel
 from tasks.recipe import Recipe, recipe_of
 from tasks.run_folder import Refused, RunFolder
 from tasks.stages import STAGES
+from tasks.stages import upstream as upstream_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -191,20 +192,14 @@ def _measured_alike(before: Recipe, after: Recipe) -> list[str]:
     """The stages whose rows serve the other recipe: with the same settings, starting from the same earlier stages."""
     same: list[str] = []
     for name, settings in after.measure.items():
-        upstream = _upstream(after, name)
-        if before.measure.get(name) == settings and _upstream(before, name) == upstream and set(upstream) <= set(same):
+        upstream = upstream_of(after.measure, name)
+        if (
+            before.measure.get(name) == settings
+            and upstream_of(before.measure, name) == upstream
+            and set(upstream) <= set(same)
+        ):
             same.append(name)
     return same
-
-
-def _upstream(recipe: Recipe, name: str) -> list[str]:
-    order = list(recipe.measure)
-    stage = STAGES[name]
-    return [
-        other
-        for other in order[: order.index(name)]
-        if other in (*stage.needs, *stage.uses) or STAGES[other].remakes_clip
-    ]
 
 
 def _side_by_side(before: "pd.DataFrame", after: "pd.DataFrame") -> list[FunnelChange]:
