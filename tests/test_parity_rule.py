@@ -1,0 +1,13 @@
+import json
+
+import numpy as np
+
+from tests.parity import PARITY, needs_parity, number
+
+
+@needs_parity
+def test_weights_are_filled_by_the_rule() -> None:
+    for example in json.loads((PARITY / "fill_rule_examples.json").read_text())["examples"]:
+        value = number(example["key"], tuple(example["shape"]))
+        first = example["first"]
+        np.testing.assert_allclose(value.ravel()[: len(first)], first, rtol=1e-6, atol=1e-9, err_msg=example["key"])
