@@ -34,6 +34,11 @@ test: setup  ## the test suite
 test-slow: setup  ## what takes minutes: kills at random moments, long memory runs
 	$(BIN)/python -m pytest -m slow
 
+# Freed memory is kept for the next step: without these thresholds each tensor of some size is had from the kernel anew.
+proof: setup  ## train on drawn puppets for up to 20 minutes, and print how well they follow sound and text
+	MALLOC_MMAP_THRESHOLD_=1073741824 MALLOC_TRIM_THRESHOLD_=4294967296 MALLOC_TOP_PAD_=268435456 \
+	$(BIN)/python -m benchmarks.proof
+
 lint: setup  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -43,4 +48,4 @@ bench: setup  ## benchmark tables
 	$(BIN)/python -m benchmarks.curate
 	$(BIN)/python -m benchmarks.confusion
 
-.PHONY: help setup demo test test-slow lint bench
+.PHONY: help setup demo test test-slow proof lint bench

@@ -107,9 +107,11 @@ class Costs:
 class CountedClip(Clip):
     decoded: list[int] = field(default_factory=list)
 
-    def frames(self, rate: float | None = None, size: tuple[int, int] | None = None) -> Iterator[np.ndarray]:
+    def frames(
+        self, rate: float | None = None, size: tuple[int, int] | None = None, rough: bool = False
+    ) -> Iterator[np.ndarray]:
         self.decoded.append(self.record.frames)  # whatever the rate, all of them go through the decoder
-        return super().frames(rate, size)
+        return super().frames(rate, size, rough)
 
     def keyframes(self, size: tuple[int, int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
         for frame in super().keyframes(size):

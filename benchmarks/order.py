@@ -3,7 +3,8 @@
 Each stage measures every clip, also those that an earlier one would have rejected. Of filters that reject independently
 of each other, the cheapest order runs first whatever costs least for each clip it rejects (Hellerstein and Stonebraker,
 "Predicate Migration", 1993); a stage that rejects nothing comes last, unless another starts from what it finds. Copies
-of a clip are told only at the end, over the whole corpus, so `duplicates` rejects nothing here.
+of a clip are told only at the end, over the whole corpus: what `duplicates` rejects is listed, and saves no stage any
+work wherever it stands.
 
 UNDERSTUDY_FOOTAGE names a folder of real videos to use instead of the generated ones.
 """
@@ -13,10 +14,14 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 from benchmarks.curate import Costs, measure_all, table
 from data_manifests.storage import Storage
+from tasks.clip import ClipRecord
 from tasks.clips import plan, write_clips
 from tasks.decode import MediaError
+from tasks.duplicates import copies
 from tasks.ingest import ingest
 from tasks.recipe import Recipe, load_recipe
 from tasks.scenes import find_shots
@@ -26,11 +31,11 @@ from tests.world import make
 GROUPS = ["demo", "faults"]
 
 
-def clip_costs(paths: list[Path], recipe: Recipe, folder: Path) -> tuple[Costs, float]:
-    """What every stage of a recipe takes and finds, over all clips of some footage; and their seconds."""
+def clip_costs(paths: list[Path], recipe: Recipe, folder: Path) -> tuple[Costs, list[ClipRecord]]:
+    """What every stage of a recipe takes and finds, over all clips of some footage; and those, in the same order."""
     storage = Storage(str(folder))
     stages = {name: STAGES[name](settings) for name, settings in recipe.measure.items()}
-    costs, clip_seconds = Costs(), 0.0
+    costs, clips = Costs(), list[ClipRecord]()
     for path in paths:
         try:
             info = ingest(str(path))
@@ -40,8 +45,21 @@ def clip_costs(paths: list[Path], recipe: Recipe, folder: Path) -> tuple[Costs, 
         records, _ = plan(info, shots.shots, shots.holes, recipe.clips)
         records = write_clips(info, path, records, recipe.clips, storage) if records else []
         measure_all(records, storage, stages, costs)
-        clip_seconds += sum(record.duration_s for record in records)
-    return costs, clip_seconds
+        clips += records
+    return costs, clips
+
+
+def copied(recipe: Recipe, costs: Costs, records: list[ClipRecord]) -> float:
+    """The share of clips that are copies of others, whatever else speaks against them."""
+    import pandas as pd
+
+    bounds = recipe.policy.near_duplicates
+    if bounds is None or not records:
+        return 0.0
+    hashes = pd.DataFrame([measurement.columns for measurement in costs.found["duplicates"]])
+    about = {"duration_s": [r.duration_s for r in records], "source_id": [r.source_id for r in records]}
+    order = np.argsort([r.clip_id for r in records])
+    return float((copies(hashes.assign(**about).iloc[order], bounds.picture_bits, bounds.sound_bits) >= 0).mean())
 
 
 def rejected(recipe: Recipe, stage: str, costs: Costs) -> float:
@@ -62,15 +80,18 @@ def main() -> None:
         if not real:
             make(folder / "footage", groups=GROUPS)
         paths = sorted(path for path in Path(real or folder / "footage").iterdir() if path.suffix != ".csv")
-        costs, clip_seconds = clip_costs(paths, recipe, folder / "out")
+        costs, clips = clip_costs(paths, recipe, folder / "out")
+    clip_seconds = sum(record.duration_s for record in clips)
     worth = {}
     for stage in recipe.measure:
         cost, share = 1000 * costs.seconds[stage] / clip_seconds, rejected(recipe, stage, costs)
-        worth[stage] = (cost / share if share else float("inf"), cost, share)
+        at_the_end = copied(recipe, costs, clips) if stage == "duplicates" else 0.0
+        shown = f"{at_the_end:.0%} at the end" if at_the_end else f"{share:.0%}"
+        worth[stage] = (cost / share if share else float("inf"), cost, shown)
     best = sorted(worth, key=lambda stage: worth[stage])
     rows = [
-        [stage, f"{cost:.1f}", f"{share:.0%}", f"{ratio:.0f}" if share else "-", str(best.index(stage) + 1)]
-        for stage, (ratio, cost, share) in worth.items()
+        [stage, f"{cost:.1f}", shown, f"{ratio:.0f}" if ratio < float("inf") else "-", str(best.index(stage) + 1)]
+        for stage, (ratio, cost, shown) in worth.items()
     ]
     table(
         f"{recipe.name}, in its own order ({clip_seconds:.0f} s of clips)",

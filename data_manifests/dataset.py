@@ -16,6 +16,10 @@ from data_manifests.storage import Storage
 from data_manifests.strict import Strict
 
 
+class NoDataset(ManifestError):
+    """There is no dataset manifest at an address; the message says where one was found instead, if any was."""
+
+
 class ShardEntry(Strict):
     """One shard. name: relative to the manifest's folder. hours: of video."""
 
@@ -74,7 +78,8 @@ def _tiers(shards: list[ShardEntry]) -> dict[str, TierSummary]:
 
 
 def load(address: str) -> DatasetManifest:
-    """Read a dataset manifest. Raises ManifestError with a line for each thing that is wrong with it."""
+    """Read a dataset manifest. Raises NoDataset where there is none, ManifestError with a line for each thing that is
+    wrong with it."""
     return _load(address)[1]
 
 
@@ -83,8 +88,8 @@ def _load(address: str) -> tuple[Storage, DatasetManifest]:
     try:
         storage = Storage(folder or ("/" if address.startswith("/") else "."))
         data = storage.read_bytes(name)
-    except FileNotFoundError:
-        raise ManifestError(f"{address}: there is no such dataset manifest") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise NoDataset(_no_dataset(address)) from None
     # file systems of every kind stand behind fsspec, and each fails in exceptions of its own
     except Exception as error:
         raise ManifestError(f"{address}: cannot be read: {error}") from error
@@ -93,6 +98,20 @@ def _load(address: str) -> tuple[Storage, DatasetManifest]:
     except ValidationError as error:
         lines = (f"{address}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors(include_input=False))
         raise ManifestError("\n".join(lines)) from None
+
+
+def _no_dataset(address: str) -> str:
+    inside = f"{address.rstrip('/')}/dataset.json"
+    try:
+        folder = Storage(address)
+        found, is_folder = folder.exists("dataset.json"), bool(folder.fs.isdir(folder.root))
+    except Exception:  # as in _load; that there is none is known already
+        found = is_folder = False
+    if found:
+        return f"{address} is a folder; give its dataset manifest: {inside}"
+    if is_folder:
+        return f"{address} is a folder without a dataset.json; give the one that `understudy curate` wrote"
+    return f"{address}: there is no such dataset manifest"
 
 
 # ---- verify ----
@@ -125,7 +144,8 @@ class Report:
         return not self.faults
 
     def __str__(self) -> str:
-        found = f"{len(self.faults)} faults" if self.faults else "all sound"
+        count = len(self.faults)
+        found = f"{count} fault{'s'[: count != 1]}" if count else "all sound"
         return f"{self.shards} shards, {self.samples} samples, {self.hours:.3f} h, {self.bytes / 1e6:.1f} MB: {found}"
 
 
@@ -134,12 +154,15 @@ def verify(address: str, deep: bool = True) -> Report:
 
     Always: that the shards are there, their sizes, checksums and numbers of samples, that no key is there twice, and
     that the manifest adds up. deep: also each sample's members against its lineage, and the hours from those.
+    Raises NoDataset where there is no manifest; one that cannot be read is a fault.
 
     Nothing from a shard is written to disk, followed, unpickled or run.
     """
     report = Report()
     try:
         storage, manifest = _load(address)
+    except NoDataset:
+        raise
     except ManifestError as error:
         report.faults.append(Fault("", "", str(error)))
         return report

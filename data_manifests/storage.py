@@ -125,6 +125,14 @@ class Storage:
         with answering(self.address):
             self.fs.mv(self.path(name), self.path(to))
 
+    def remove(self, name: str) -> None:
+        """Remove a file, or a folder with all in it; nothing where there is none."""
+        path = self.path(name)
+        with answering(self.address):
+            self.fs.invalidate_cache(path)
+            with contextlib.suppress(FileNotFoundError):
+                self.fs.rm(path, recursive=True)
+
     def sweep(self, folders: Iterable[str]) -> None:
         """Remove what a killed run left half-written, at the top and anywhere in `folders`. Only for a run that has
         the storage to itself."""

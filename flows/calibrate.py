@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, cast
 import numpy as np
 
 from data_manifests.strict import nearest
-from flows.pages import data_uri, render
+from flows.pages import check_writable, data_uri, write_page
 from flows.progress import StepProgress
 from tasks.agreement import Agreement, Bound, agreement, best, borderline, candidates
 from tasks.preview import still, video
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _SHORT_SIDE = 240  # pixels, of the videos in the page
 _ROWS = 15  # of the printed table, beside the present threshold and the best one
+_HEAD = "rule,bound,clip_id,mark"  # of a file of marks
 _MARKS = {"good": True, "bad": False}
 
 
@@ -74,23 +75,25 @@ def default_page(rule: str) -> Path:
     return Path(f"calibrate-{re.sub('[^A-Za-z0-9._-]+', '-', rule)}.html")
 
 
-def write_page(out: str, name: str, bound: str | None, count: int, page: Path) -> int:
-    """Write the page on which a person marks clips. Returns how many there are."""
+def ask(out: str, name: str, bound: str | None, count: int, page: Path) -> int:
+    """Write the page on which a person marks clips. Returns how many there are. One clip's video is held at a time."""
+    check_writable(page)
     run = RunFolder(out)
     threshold = _threshold(run, name, bound)
     values = _values(run, threshold.rule)
     chosen = borderline(list(values.index), values.to_numpy(), threshold.bound, threshold.value, count)
     if not chosen:
         raise CalibrationError(f"no clip of {run.address} has a value of {threshold.rule.score} to judge by")
-    html = render(
+    write_page(
+        page,
         "calibrate.html",
         rule=name,
+        bound=threshold.bound,
         score=threshold.rule.score,
         storage_key=f"understudy {run.manifest.recipe.hash} {name} {threshold.bound}",
-        clips=list(_cards(run, chosen, threshold.rule.stage)),
+        count=len(chosen),
+        clips=_cards(run, chosen, threshold.rule.stage),
     )
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_bytes(html)
     return len(chosen)
 
 
@@ -113,36 +116,49 @@ def _cards(run: RunFolder, clip_ids: list[str], stage: str) -> Iterator[dict[str
 # ---- the marks ----
 
 
-def read_marks(path: Path, rule: str) -> dict[str, bool]:
-    """By clip_id, whether it is good. Raises CalibrationError with a line for each fault."""
+@dataclass(frozen=True)
+class Marks:
+    """A person's marks. bound: of the rule, near which the clips were drawn. good: by clip_id, whether it is."""
+
+    bound: str
+    good: dict[str, bool]
+
+
+def read_marks(path: Path, rule: str, bound: str | None) -> Marks:
+    """The marks on a rule's clips. bound: where the user names one. Raises CalibrationError with a line for each
+    fault."""
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f"{path}: cannot be read: {error}") from None
-    marks: dict[str, bool] = {}
+    good: dict[str, bool] = {}
     faults: list[str] = []
     try:
         rows = list(csv.reader(io.StringIO(text, newline="")))
     except csv.Error as error:
         raise CalibrationError(f"{path}: cannot be read as CSV: {error}") from None
-    if not rows or [cell.strip() for cell in rows[0]] != ["rule", "clip_id", "mark"]:
-        raise CalibrationError(f"{path}: its first line is to be rule,clip_id,mark, as the page gives it")
+    if not rows or ",".join(cell.strip() for cell in rows[0]) != _HEAD:
+        raise CalibrationError(f"{path}: its first line is to be {_HEAD}, as the page gives it")
     for number, row in enumerate(rows[1:], 2):
         cells = [cell.strip() for cell in row]
         if not any(cells):
             continue
-        if len(cells) != 3 or cells[2] not in _MARKS:
-            faults.append(f"{path}:{number}: a line is rule,clip_id,mark with good or bad as mark")
-        elif cells[0] != rule:
-            faults.append(f"{path}:{number}: this is a mark for {cells[0]!r}, not for {rule!r}")
-        elif marks.setdefault(cells[1], _MARKS[cells[2]]) != _MARKS[cells[2]]:
-            faults.append(f"{path}:{number}: {cells[1]} is marked good and bad")
+        if len(cells) != 4 or cells[1] not in ("min", "max") or cells[3] not in _MARKS:
+            faults.append(f"{path}:{number}: a line is {_HEAD}, with min or max, and good or bad")
+            continue
+        bound = bound or cells[1]
+        if cells[0] != rule or cells[1] != bound:
+            theirs, ours = f"{cells[0]!r} ({cells[1]})", f"{rule!r} ({bound})"
+            faults.append(f"{path}:{number}: this is a mark for {theirs}, not for {ours}")
+        elif good.setdefault(cells[2], _MARKS[cells[3]]) != _MARKS[cells[3]]:
+            faults.append(f"{path}:{number}: {cells[2]} is marked good and bad")
     if faults:
         more = [f"and {len(faults) - 10} more"] if len(faults) > 10 else []
         raise CalibrationError("\n".join(faults[:10] + more))
-    if not marks:
+    if not good:
         raise CalibrationError(f"{path}: there is no mark in it")
-    return marks
+    assert bound is not None
+    return Marks(bound, good)
 
 
 @dataclass(frozen=True)
@@ -158,17 +174,18 @@ class Calibration:
     setting: str
 
 
-def calibrate(run: RunFolder, name: str, bound: str | None, marks: dict[str, bool]) -> Calibration:
+def calibrate(run: RunFolder, name: str, marks: Marks) -> Calibration:
     """Put a range of thresholds of a rule to a person's marks. Raises CalibrationError."""
-    threshold = _threshold(run, name, bound)
+    threshold = _threshold(run, name, marks.bound)
     values = _values(run, threshold.rule)
-    strange = [clip_id for clip_id in marks if clip_id not in values.index]
+    strange = [clip_id for clip_id in marks.good if clip_id not in values.index]
     if strange:
-        raise CalibrationError(f"{run.address} has no clip {strange[0]!r} (and {len(strange) - 1} more of the marks)")
-    judged = values[list(marks)].dropna()
+        more = f", nor {len(strange) - 1} more of the marks" if len(strange) > 1 else ""
+        raise CalibrationError(f"{run.address} has no clip {strange[0]!r}{more}")
+    judged = values[list(marks.good)].dropna()
     if judged.empty:
         raise CalibrationError(f"none of the marked clips has a value of {threshold.rule.score}")
-    good = np.array([marks[clip_id] for clip_id in judged.index])
+    good = np.array([marks.good[clip_id] for clip_id in judged.index])
     numbers = judged.to_numpy()
     present = agreement(numbers, good, threshold.bound, threshold.value)
     others = [agreement(numbers, good, threshold.bound, t) for t in candidates(numbers) if t != threshold.value]
@@ -182,7 +199,7 @@ def show_calibration(out: str, name: str, bound: str | None, marks: Path) -> Non
     from rich.console import Console
     from rich.table import Table
 
-    found = calibrate(RunFolder(out), name, bound, read_marks(marks, name))
+    found = calibrate(RunFolder(out), name, read_marks(marks, name, bound))
     good = found.present.kept_good + found.present.dropped_good
     table = Table(title=f"{name}: {found.present.clips} clips marked, {good} of them good", title_justify="left")
     for column in ("threshold", "kept", "dropped", "precision", "recall", "F1", "kappa"):

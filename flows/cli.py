@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows import models
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,6 +22,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(models.app, name="models")
 
 DONE, DONE_WITH_ERRORS, FAILED, INTERRUPTED = 0, 1, 2, 130
 _GRACE_S = 5.0
@@ -132,11 +135,19 @@ def verify(
     manifest: Annotated[str, typer.Argument(help="A dataset manifest, such as OUT/dataset.json, or its folder.")],
     quick: Annotated[bool, typer.Option("--quick", help="Checksums and counts only; do not open samples.")] = False,
 ) -> None:
-    """Check a dataset: every shard's checksum, count and hours, every sample's files. Exit code 1 on any fault."""
+    """Check a dataset: every shard's checksum, count and hours, every sample's files.
+
+    Exit code: 0 all sound, 1 on any fault, 2 where there is no dataset.
+    """
+    from data_manifests.dataset import NoDataset
     from data_manifests.dataset import verify as verify_dataset
 
     named = manifest if manifest.endswith(".json") else f"{manifest.rstrip('/')}/dataset.json"
-    report = verify_dataset(named, deep=not quick)
+    try:
+        report = verify_dataset(named, deep=not quick)
+    except NoDataset as error:
+        _errors().print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from None
     for fault in report.faults:
         typer.echo(fault, err=True)
     typer.echo(str(report))
@@ -241,11 +252,8 @@ def calibrate(
         from flows.progress import in_terminal
 
         with in_terminal(_errors()):
-            count = calibration.write_page(out, rule, bound, clips, page)
-        which = f" --bound {bound}" if bound else ""
-        typer.echo(
-            f"{count} clips to mark in {page}; then: understudy calibrate {out} --rule {rule}{which} --marks FILE"
-        )
+            count = calibration.ask(out, rule, bound, clips, page)
+        typer.echo(f"{count} clips to mark in {page}; then: understudy calibrate {out} --rule {rule} --marks FILE")
 
 
 @app.command()
@@ -303,11 +311,13 @@ def _refuse_early(console: "Console", manifest: str, recipe: str) -> None:
     from data_manifests.sources import ManifestError, read_sources
     from data_manifests.strict import RecipeError
     from tasks.recipe import load_recipe
+    from tasks.stage import MissingBackend
+    from tasks.weights import require
 
     try:
-        load_recipe(recipe)
+        require(load_recipe(recipe).networks())
         next(read_sources(manifest), None)
-    except (RecipeError, ManifestError) as error:
+    except (RecipeError, ManifestError, MissingBackend) as error:
         console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from None
 
@@ -344,6 +354,8 @@ def _prepare_prefect(verbose: bool) -> None:
         # what a user can mend is said once, by us, and without a traceback
         "PREFECT_LOGGING_LEVEL": "INFO" if verbose else "CRITICAL",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks,training",
+        # what threads of the loader say belongs to no run that Prefect would know of
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
     }
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 from data_manifests.storage import Storage
 from flows.charts import MOST_CATEGORIES, Category, Histogram, categories, histogram
-from flows.pages import data_uri, render, short
+from flows.pages import check_writable, data_uri, render, short
 from flows.progress import StepProgress
 from tasks.outcome import funnel_label
 from tasks.people import FRAMINGS
-from tasks.policy import funnel
+from tasks.policy import funnel, rejects
 from tasks.preview import still
 from tasks.run_folder import RunFolder
 from tasks.stages import STAGES
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from tasks.curation import Curation, StepResult
     from tasks.rules import Rule
 
@@ -58,19 +60,25 @@ class Score:
 
 def write_report(out: str, to: Path | None = None) -> str:
     """Make the report of a run. to: the file for it; in the run's own folder when None. Returns where it is."""
+    if to is not None:
+        check_writable(to)
     run = RunFolder(out)
     page = build_report(run)
     if to is None:
         run.storage.write_bytes(REPORT, page)
         return f"{run.address}/{REPORT}"
-    to.parent.mkdir(parents=True, exist_ok=True)
     to.write_bytes(page)
     return str(to)
 
 
 def build_report(run: RunFolder) -> bytes:
-    """The page, UTF-8. The same folder makes the same bytes."""
+    """The page, UTF-8. The same folder makes the same bytes.
+
+    Held at a time: the run's frame (what the policy decides by), of one stage more the numbers and the words that have
+    few values, and the page, with 4 MB of pictures and 200 errors at most.
+    """
     rules = list(run.recipe.policy.all_rules())
+    judged = _by_score(rules)
     kept = run.decisions["verdict"] == "keep"
     problems = run.problems()
     hours = run.frame["clips.duration_s"] / 3600
@@ -87,8 +95,8 @@ def build_report(run: RunFolder) -> bytes:
         ],
         funnel=_funnel(run),
         audio=_audio(run),
-        judged=[_score(run, name, on) for name, on in _by_score(rules).items()],
-        others=[_score(run, name, []) for name in _other_scores(run, {rule.score for _, rule in rules})],
+        judged=[_score(run.frame, name, on) for name, on in judged.items()],
+        others=list(_other_scores(run, set(judged))),
         sheets=list(_sheets(run)),
         problems=problems[:_PROBLEMS_SHOWN],
         more_problems=max(0, len(problems) - _PROBLEMS_SHOWN),
@@ -163,27 +171,45 @@ def _by_score(rules: Sequence[tuple[str, "Rule"]]) -> "dict[str, list[tuple[str,
     return found
 
 
-def _other_scores(run: RunFolder, judged: set[str]) -> list[str]:
+def _other_scores(run: RunFolder, judged: set[str]) -> Iterator[Score]:
     """Scores that no rule asks for; of those that are text the ones with a few values, not hashes and sentences."""
-    found = []
+    import pandas as pd
+
     for stage in run.stages:
-        for column, kind in STAGES[stage].columns.items():
-            name = f"{stage}.{column}"
-            if name in run.frame and name not in judged:
-                values = run.frame[name].dropna()
-                if kind is not str or values.nunique() < min(len(values), MOST_CATEGORIES + 1):
-                    found.append(name)
-    return found
+        names = [column for column in STAGES[stage].columns if f"{stage}.{column}" not in judged]
+        found = _values_of(run, stage, names)
+        for column, parts in found.items():
+            values = pd.concat(parts) if parts else pd.Series(dtype=float)
+            if STAGES[stage].columns[column] is not str or values.nunique() < len(values):
+                yield _score(values.to_frame(f"{stage}.{column}"), f"{stage}.{column}", [])
 
 
-def _score(run: RunFolder, name: str, rules: "list[tuple[str, Rule]]") -> Score:
-    values = run.frame[name] if name in run.frame else run.frame["clips.uri"][:0]
+def _values_of(run: RunFolder, stage: str, names: Sequence[str]) -> "dict[str, list[pd.Series]]":
+    """The values of some columns, by partition; without columns of text that have many."""
+    parts: dict[str, list[pd.Series]] = {name: [] for name in names}
+    words: dict[str, set[str]] = {name: set() for name in names if STAGES[stage].columns[name] is str}
+    for partition in range(run.recipe.shards.partitions):
+        table = run.columns(stage, list(parts), partition)
+        for name in table:
+            values = table[name].dropna()
+            if name in words:
+                words[name].update(values.unique())
+            if len(words.get(name, ())) > MOST_CATEGORIES:
+                del parts[name]
+            elif len(values):
+                parts[name].append(values)
+    return parts
+
+
+def _score(frame: "pd.DataFrame", name: str, rules: "list[tuple[str, Rule]]") -> Score:
+    values = frame[name] if name in frame else frame.iloc[:0, 0]
     stage, _, column = name.partition(".")
     number = STAGES[stage].columns[column] in (float, int)
     demands = []
     for rule_name, rule in rules:
-        rejected = sum(not rule.passes(value) for value in values.dropna().tolist())
-        demands.append(f"{rule_name}: {rule.demand}; rejects {rejected:,} of {values.count():,}")
+        rejected, missing = rejects(frame, rule)
+        count = int((rejected & ~missing).sum())
+        demands.append(f"{rule_name}: {rule.demand}; rejects {count:,} of {values.count():,}")
     return Score(
         name,
         demands,
@@ -270,19 +296,20 @@ def _clock(seconds: float) -> str:
 
 def _composition(run: RunFolder) -> list[dict[str, Any]]:
     """Framing and scene type of the kept clips beside the paper's shares, all in percent of the clips."""
-    kept = run.frame[run.decisions["verdict"] == "keep"]
-    if not len(kept):
+    kept = run.decisions.index[run.decisions["verdict"] == "keep"]
+    if not len(kept) or "people" not in run.stages:
         return []
+    told = run.columns("people", ["framing", "scene"]).reindex(kept)
     found = []
-    wanted = (("framing", "people.framing", _PAPER_FRAMING), ("scene type", "people.scene", _PAPER_SCENE))
-    for title, score, paper in wanted:
-        if score in kept:
-            counts = kept[score].fillna("").value_counts()
-            rows: list[tuple[str, int, int | None]] = [(n, int(counts.get(n, 0)), share) for n, share in paper.items()]
-            unknown = len(kept) - sum(count for _, count, _ in rows)
-            rows += [("not known", unknown, None)] if unknown else []
-            lines = [{"name": n, "clips": c, "share": _percent(c, len(kept)), "paper": p} for n, c, p in rows]
-            found.append({"title": title, "rows": lines})
+    for title, column, paper in (("framing", "framing", _PAPER_FRAMING), ("scene type", "scene", _PAPER_SCENE)):
+        if column not in told:
+            continue
+        counts = told[column].fillna("").value_counts()
+        rows: list[tuple[str, int, int | None]] = [(n, int(counts.get(n, 0)), share) for n, share in paper.items()]
+        unknown = len(kept) - sum(count for _, count, _ in rows)
+        rows += [("not known", unknown, None)] if unknown else []
+        lines = [{"name": n, "clips": c, "share": _percent(c, len(kept)), "paper": p} for n, c, p in rows]
+        found.append({"title": title, "rows": lines})
     return found
 
 

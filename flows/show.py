@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from flows.pages import short
+from flows.pages import check_writable, short
 from tasks.run_folder import Refused, RunFolder
 from tasks.show import show_clip
 
@@ -17,10 +17,12 @@ def show_clip_of(out: str, prefix: str, to: Path | None) -> Path:
     """
     if to is not None and to.suffix not in (".mp4", ".png"):
         raise Refused(f"{to}: a clip is shown as .mp4, a film, or .png, a picture; give a name that ends so")
+    if to is not None:
+        check_writable(to)
     run = RunFolder(out)
     clip_id = run.find(prefix)
     path = to or Path(Path(f"{clip_id}.mp4").name)  # here, whatever somebody's run calls its clips
-    path.parent.mkdir(parents=True, exist_ok=True)
+    check_writable(path)
     ((record, findings),) = run.clips([clip_id], remade=False)
     scores = {f"{finding.stage}.{name}": value for finding in findings for name, value in finding.columns.items()}
     with run.open(record, findings) as clip:

@@ -16,6 +16,7 @@ from pydantic import BaseModel, Field
 
 from data_manifests.dataset import load
 from data_manifests.sources import ManifestError
+from data_manifests.storage import Storage
 from data_manifests.strict import RecipeError
 from flows.curves import loss_curve
 from flows.leftovers import end_server_with_us
@@ -28,9 +29,10 @@ from training.config import load_training
 from training.job import Job, Outcome, TrainingError
 from training.launch import launch
 from training.learner import ActiveMindLearner
-from training.phases import PhaseError
+from training.phases import PhaseError, weights_folder
 from training.previews import lip_probe
-from training.tracking import check_mlflow, read_metrics
+from training.sample_reader import check_words
+from training.tracking import METRICS, check_mlflow, read_metrics
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -73,8 +75,8 @@ class TrainParameters(BaseModel):
     )
     out: str = Field(
         title="Output folder",
-        description="Where checkpoints, weights, curves and samples are kept: an absolute path, seen by all workers. "
-        "Give the same folder again to go on from the latest checkpoint.",
+        description="Where checkpoints, weights, curves and samples are kept: an absolute path that all workers see, "
+        "s3://bucket/folder, or any fsspec address. Give the same again to go on from the latest checkpoint.",
         json_schema_extra={"position": 3},
     )
     phases: list[str] | None = Field(
@@ -128,11 +130,12 @@ def train(parameters: TrainParameters) -> list[Outcome]:
                 f"{parameters.manifest} has no tier {tier}, which phase {name} trains on; it has "
                 f"{', '.join(sorted(tiers))}. Name the other phases alone, or give this one another tier in the recipe"
             )
+    check_words(parameters.manifest, recipe.data.tiers, recipe.data.latents)
     if "mlflow" in recipe.run.trackers:
         check_mlflow()
     outcomes: list[Outcome] = []
     for name in chosen:
-        job = Job(recipe, name, parameters.manifest, Path(parameters.out), ActiveMindLearner, lip_probe)
+        job = Job(recipe, name, parameters.manifest, parameters.out.rstrip("/"), ActiveMindLearner, lip_probe)
         outcomes.append(train_phase(name, job, parameters.workers, parameters.ray))
         if not outcomes[-1].done:
             raise Interrupted(f"phase {name} was asked to end; step {outcomes[-1].step} is kept: run it again to go on")
@@ -166,7 +169,8 @@ def run(parameters: TrainParameters, console: "Console", verbose: bool = False) 
     for outcome in outcomes:
         loss = "" if outcome.loss is None else f", loss {outcome.loss:.4f}"
         again = f" (went on from step {outcome.resumed_at})" if outcome.resumed_at else ""
-        print(f"{outcome.phase}: {outcome.step} steps{again}{loss}; {Path(parameters.out) / outcome.phase / 'weights'}")
+        folder = weights_folder(parameters.out.rstrip("/"), outcome.phase)
+        print(f"{outcome.phase}: {outcome.step} steps{again}{loss}; {folder}")
     return DONE
 
 
@@ -187,14 +191,14 @@ def to_markdown(outcomes: list[Outcome]) -> str:
 @contextlib.contextmanager
 def _followed(job: Job) -> Iterator[None]:
     """Progress of a phase, wherever its workers are: by what they log into the output folder."""
-    total, path = job.settings.steps, job.folder / "metrics.jsonl"
+    total, metrics = job.settings.steps, f"{job.folder}/{METRICS}"
     show = StepProgress(job.phase, total)
     ended = threading.Event()
 
     def look() -> None:
         seen = 0.0
         while not ended.wait(_LOOK_EVERY_S):
-            step = _last_step(path)
+            step = _last_step(metrics)
             if step > seen:
                 seen = step
                 show(int(step), total, 0)
@@ -207,28 +211,33 @@ def _followed(job: Job) -> Iterator[None]:
     finally:
         ended.set()
         follower.join()
-        show(int(_last_step(path)), total, 0)
+        show(int(_last_step(metrics)), total, 0)
 
 
-def _last_step(path: Path) -> float:
-    return max((row["step"] for row in read_metrics(path)), default=0)
+def _last_step(metrics: str) -> float:
+    try:
+        return max((row["step"] for row in read_metrics(metrics)), default=0)
+    except OSError:  # a store that does not answer just now
+        return 0
 
 
 def _show(job: Job) -> None:
     """Curve and newest samples of a phase, as pictures in the UI."""
-    rows = [row for row in read_metrics(job.folder / "metrics.jsonl") if "loss" in row]
+    folder = Storage(job.folder)
+    rows = [row for row in read_metrics(f"{job.folder}/{METRICS}") if "loss" in row]
     if rows:
         curve = loss_curve([(row["step"], row["loss"]) for row in rows], f"{job.phase}: loss by step")
-        (job.folder / "loss.svg").write_text(curve)
+        folder.write_bytes("loss.svg", curve.encode())
         create_image_artifact(
             image_url=_address("svg+xml", curve.encode()), key=f"loss-{_key(job)}", description=f"Loss of {job.phase}"
         )
-    newest = sorted((job.folder / "samples").glob("step-*"))[-1:]
-    for picture in [path for folder in newest for path in sorted(folder.glob("*.png"))]:
+    newest = [f"samples/{name}" for name in folder.folders("samples") if name.startswith("step-")][-1:]
+    for picture in [name for step in newest for name in folder.files(step) if name.endswith(".png")]:
+        stem = picture.removesuffix(".png")
         create_image_artifact(
-            image_url=_address("jpeg", _small(picture)),
+            image_url=_address("jpeg", _small(folder.read_bytes(picture))),
             key=f"samples-{_key(job)}",
-            description=f"{picture.stem} of {job.phase}; the video: {picture.with_suffix('.mp4')}",
+            description=f"{stem.rpartition('/')[2]} of {job.phase}; the video: {job.folder}/{stem}.mp4",
         )
 
 
@@ -241,11 +250,11 @@ def _address(kind: str, data: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
 
 
-def _small(picture: Path) -> bytes:
+def _small(picture: bytes) -> bytes:
     from PIL import Image
 
     buffer = io.BytesIO()
-    image: Any = Image.open(picture).convert("RGB")
+    image: Any = Image.open(io.BytesIO(picture)).convert("RGB")
     if image.width > _SHOWN_WIDTH:
         image = image.resize((_SHOWN_WIDTH, max(1, image.height * _SHOWN_WIDTH // image.width)))
     image.save(buffer, "JPEG", quality=85)
@@ -253,9 +262,7 @@ def _small(picture: Path) -> bytes:
 
 
 def _check_paths(parameters: TrainParameters) -> None:
-    """Checkpoints are written by renaming, so the output is a folder; a deployed run's own folder does not last."""
-    if "://" in parameters.out:
-        raise OutputError(f"out {parameters.out!r}: checkpoints need a folder on a file system that all workers share")
+    """A deployed run's own folder does not last."""
     for name in ("manifest", "out"):
         path = getattr(parameters, name)
         if runtime.deployment.id and "://" not in path and not Path(path).is_absolute():

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from flows.pages import short
+from flows.pages import check_writable, short
 from flows.summary import FunnelRow, hours_text, print_funnel
 from tasks.recipe import load_recipe
 from tasks.run_folder import RunFolder
@@ -28,6 +28,8 @@ def show_funnel(out: str, as_json: bool) -> None:
 
 def show_what_if(out: str, changes: Sequence[str], recipe: str | None, table: Path | None) -> None:
     """Print the funnel before and after, and the clips that flip. table: where to write all of those as CSV."""
+    if table is not None:
+        check_writable(table)
     run = RunFolder(out)
     wanted = load_recipe(recipe) if recipe else run.recipe
     found = compare(run, changed(wanted, changes) if changes else wanted)

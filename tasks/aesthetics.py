@@ -1,17 +1,19 @@
 """How good a clip looks: image quality and aesthetics, 1 (bad) to 5 (excellent), and what they are made of.
 
 The papers use Q-Align, a language model of 7 billion parameters (active-mind, appendix B, without a number; for Q-Align
-"no published cut was found: give it as a percentile", thresholds.md). The backend here is made of classical measures
-and knows faults, not beauty: its two scores order clips by how spoilt they are, and compare with those of nothing else.
+"no published cut was found: give it as a percentile", thresholds.md). The embedded backend is made of classical
+measures and knows faults, not beauty: its two scores order clips by how spoilt they are, and compare with those of
+nothing else.
 """
 
 from functools import cached_property
+from importlib.metadata import version
 from typing import ClassVar, Protocol
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from tasks import picture
+from tasks import picture, remote_code, weights
 from tasks.clip import Clip
 from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, known_backend
 
@@ -38,10 +40,15 @@ _RICH = (0.2, 0.6)  # contrast
 
 
 class AestheticsSettings(StageSettings):
-    """max_samples: key frames looked at in a clip, spread evenly over it."""
+    """backend: "classical", or "qalign".
+
+    max_samples: key frames looked at in a clip, spread evenly over it; there is one a second.
+    remote_code: the hash of the code that comes with Q-Align's weights, which says that you trust it.
+    """
 
     backend: str = "classical"
     max_samples: int = Field(default=3, ge=1, le=1000)
+    remote_code: str = Field(default="", pattern="^([0-9a-f]{12})?$")
 
     @field_validator("backend")
     @classmethod
@@ -52,12 +59,14 @@ class AestheticsSettings(StageSettings):
 class Judge(Protocol):
     """An aesthetics backend. No clip changes what the next one gets."""
 
+    def __init__(self, settings: AestheticsSettings) -> None: ...
+
     @staticmethod
     def version() -> str:
         """Library and weights, as far as they can change a number."""
 
     @staticmethod
-    def check() -> None:
+    def check(settings: AestheticsSettings) -> None:
         """Raises tasks.stage.MissingBackend when the backend cannot run."""
 
     def __call__(self, images: list[np.ndarray]) -> dict[str, float | None]:
@@ -78,7 +87,7 @@ class Classical:
     for colour and contrast, in which people agree most.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, settings: AestheticsSettings) -> None:
         import cv2
 
         # the workers are the parallelism
@@ -91,7 +100,7 @@ class Classical:
         return f"opencv {cv2.__version__}"
 
     @staticmethod
-    def check() -> None:
+    def check(settings: AestheticsSettings) -> None:
         """OpenCV is always installed."""
 
     def __call__(self, images: list[np.ndarray]) -> dict[str, float | None]:
@@ -127,7 +136,36 @@ def _worth(value: float, nothing: float, full: float) -> float:
     return min(1.0, max(0.0, (value - nothing) / (full - nothing)))
 
 
-BACKENDS: dict[str, type[Judge]] = {"classical": Classical}
+class QAlignJudge:
+    """Q-Align (tasks.networks.qalign): medians of the samples' own quality and aesthetics, and the quality of the film
+    that they make, one a second when `max_samples` takes all."""
+
+    networks: ClassVar[tuple[str, ...]] = ("qalign",)
+
+    def __init__(self, settings: AestheticsSettings) -> None:
+        from tasks.networks.qalign import load
+
+        self._model = load(settings.remote_code)
+
+    @staticmethod
+    def version() -> str:
+        code = remote_code.digest("qalign")
+        return f"qalign {weights.digest('qalign')}, code {code}, transformers {version('transformers')}"
+
+    @staticmethod
+    def check(settings: AestheticsSettings) -> None:
+        weights.check("qalign")
+        remote_code.check("qalign", "aesthetics.remote_code", settings.remote_code)
+
+    def __call__(self, images: list[np.ndarray]) -> dict[str, float | None]:
+        return {
+            "quality": float(np.median(self._model.images(images, "quality"))),
+            "aesthetic": float(np.median(self._model.images(images, "aesthetics"))),
+            "video_quality": self._model.video(images, "quality"),
+        }
+
+
+BACKENDS: dict[str, type[Judge]] = {"classical": Classical, "qalign": QAlignJudge}
 
 
 class Aesthetics(Stage[AestheticsSettings]):
@@ -136,6 +174,7 @@ class Aesthetics(Stage[AestheticsSettings]):
     Columns, medians over the samples:
         quality: technical quality, 1 to 5.
         aesthetic: 1 to 5.
+        video_quality: of the samples taken as one film, 1 to 5; Q-Align's alone.
         sharpness: of the sharper parts, as seen at 480 lines, 0 to 1 (steps).
         noise: standard deviation, 8-bit levels.
         blockiness: share of the visible steps that are a codec's grid, 0 to 1.
@@ -146,10 +185,12 @@ class Aesthetics(Stage[AestheticsSettings]):
     """
 
     name: ClassVar[str] = "aesthetics"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    backends: ClassVar = {"backend": BACKENDS}
     columns: ClassVar[dict[str, type]] = {
         "quality": float,
         "aesthetic": float,
+        "video_quality": float,
         "sharpness": float,
         "noise": float,
         "blockiness": float,
@@ -165,11 +206,11 @@ class Aesthetics(Stage[AestheticsSettings]):
         return BACKENDS[self.settings.backend].version()
 
     def check(self) -> None:
-        BACKENDS[self.settings.backend].check()
+        BACKENDS[self.settings.backend].check(self.settings)
 
     @cached_property
     def _judge(self) -> Judge:
-        return BACKENDS[self.settings.backend]()
+        return BACKENDS[self.settings.backend](self.settings)
 
     def measure(self, clip: Clip) -> Measurement:
         width, height = clip.record.width, clip.record.height

@@ -87,7 +87,7 @@ def between(low: float, high: float) -> float:
     for digits in range(_DIGITS + 1):
         rounded = round(middle, digits)
         if low < rounded < high:
-            return rounded
+            return rounded + 0.0  # never -0.0
     return middle
 
 

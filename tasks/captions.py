@@ -93,6 +93,15 @@ _PLACES = {
 }
 # words that hardly a caption in English lacks, and that other languages do not have
 _ENGLISH = _pattern("the", "with", "and", "are")
+# What people do, and what they are called by: "Obama speaks". A parrot may speak as well, so this is a doubt.
+_DOING = _pattern(
+    *_phrases(
+        "speak, speaks, speaking, talk, talks, talking, say, says, saying, sing, sings, singing, smile, smiles, "
+        "smiling, laugh, laughs, laughing, explain, explains, explaining, interview, interviews, interviewed, speech, "
+        "address, addresses, addressing, announces, discusses, gestures, gesturing, nods, nodding, mr, mrs, ms, dr"
+    )
+)
+_BEFORE_PLACES = {"in", "at", "near", "from", "on", "over", "across", "around", "through", "towards"}
 # On a screen, in a picture or through a window a place is seen, not been in.
 _SEEN_ELSEWHERE = _pattern(
     *_phrases("window, windows, poster, painting, photo, photograph, screen, backdrop, mural, virtual background")
@@ -136,11 +145,26 @@ def scene_in(caption: str) -> str:
 
 
 def names_a_person(caption: str) -> bool | None:
-    """Whether a caption speaks of anybody; None when it is empty, or not plainly English, and names nobody known."""
+    """Whether a caption speaks of anybody; None where it leaves doubt: empty, not plainly English, or with what may be
+    somebody's name or somebody's doing and no word for a person."""
     text = _plain(caption)
     if _says(_PEOPLE_PATTERN, text):
         return True
+    if _says(_DOING, text) or _has_a_name(caption):
+        return None
     return False if _ENGLISH.search(text) else None
+
+
+def _has_a_name(caption: str) -> bool:
+    """Whether a word inside a sentence has a capital, as names have; not those of places: "in New York"."""
+    before, of_place = ".", False
+    for word in unicodedata.normalize("NFKC", caption).split():
+        capital = word.lstrip("\"'(\u201c\u2018")[:1].isupper() and word != "I"
+        of_place = capital and (of_place or before.casefold() in _BEFORE_PLACES)
+        if capital and not of_place and before[-1] not in ".!?:;":
+            return True
+        before = word
+    return False
 
 
 def _says(pattern: re.Pattern[str], text: str) -> bool:

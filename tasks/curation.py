@@ -29,9 +29,10 @@ from tasks.jobs import FindShots, MeasureClip, Source, WriteClips, ingest_source
 from tasks.ledger import Ledger, partition_of, schema_for
 from tasks.policy import alive, join
 from tasks.recipe import Recipe
-from tasks.stage import Stage, fingerprint
+from tasks.stage import MissingBackend, Stage, fingerprint
 from tasks.stages import STAGES
 from tasks.stages import upstream as upstream_of
+from tasks.weights import require
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,6 +90,7 @@ class Curation:
         self.retry_errors = retry_errors
         self.partitions = recipe.shards.partitions
         self.ledger = Ledger(storage, self.partitions)
+        require(recipe.networks())  # before their hashes are asked for, for the fingerprints
         self.stages: dict[str, Stage[Any]] = {name: STAGES[name](s) for name, s in recipe.measure.items()}
         self._sources: dict[int, list[Source]] | None = None
         self.same_as: dict[str, str] = {}  # uri of a copy -> uri of the file that counts
@@ -104,9 +106,16 @@ class Curation:
         self.step[step.name] = step
 
     def check(self) -> None:
-        """See that every stage can run. Raises tasks.stage.MissingBackend before any work has started."""
+        """See that every stage can run. Raises tasks.stage.MissingBackend, with a line for each that cannot, before any
+        work has started."""
+        faults = []
         for stage in self.stages.values():
-            stage.check()
+            try:
+                stage.check()
+            except MissingBackend as error:
+                faults.append(str(error))
+        if faults:
+            raise MissingBackend("\n".join(dict.fromkeys(faults)))
 
     # ---- the steps ----
 

@@ -1,8 +1,15 @@
-"""Dense optical flow between two frames: the protocol of a backend, and the one that OpenCV brings."""
+"""Dense optical flow from frame to frame: the protocol of a backend, the one that OpenCV brings, and RAFT."""
 
-from typing import Protocol
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
+from itertools import islice, pairwise
+from typing import ClassVar, Protocol
 
 import numpy as np
+
+from tasks import weights
+
+_PAIRS = 8  # pairs of frames that RAFT is given at a time, some 60 MB each at 320x180
 
 
 class Flow(Protocol):
@@ -16,10 +23,10 @@ class Flow(Protocol):
     def check() -> None:
         """Raises tasks.stage.MissingBackend when the backend cannot run."""
 
-    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-        """Flow from `first` to `second`, both [height, width, 3] uint8 RGB.
+    def flows(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Flow from each frame to the next.
 
-        Returns: [height, width, 2] float32, x and y in pixels.
+        frames: [height, width, 3] uint8 RGB each. Yields: [height, width, 2] float32, x and y in pixels.
         """
 
 
@@ -43,11 +50,42 @@ class DisFlow:
     def check() -> None:
         """OpenCV is always installed."""
 
-    def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    def flows(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         import cv2
 
-        grey = [cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (first, second)]
-        return self._dis.calc(grey[0], grey[1], None)  # type: ignore[call-overload]
+        for first, second in pairwise(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in frames):
+            yield self._dis.calc(first, second, None)  # type: ignore[call-overload]
 
 
-BACKENDS: dict[str, type[Flow]] = {"dis": DisFlow}
+class RaftFlow:
+    """RAFT, large, 12 iterations (tasks.networks.raft)."""
+
+    networks: ClassVar[tuple[str, ...]] = ("raft",)
+
+    def __init__(self) -> None:
+        from tasks.networks import raft
+
+        self._network = raft.load()
+
+    @staticmethod
+    def version() -> str:
+        return f"raft {weights.digest('raft')}, torch {version('torch')}"
+
+    @staticmethod
+    def check() -> None:
+        weights.check("raft")
+
+    def flows(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        import torch
+
+        from tasks.networks import raft
+
+        coming = iter(frames)
+        last = list(islice(coming, 1))
+        while group := list(islice(coming, _PAIRS)):
+            images = torch.from_numpy(np.stack([*last, *group])).permute(0, 3, 1, 2)
+            last = group[-1:]
+            yield from raft.flows(self._network, images).permute(0, 2, 3, 1).numpy()
+
+
+BACKENDS: dict[str, type[Flow]] = {"dis": DisFlow, "raft": RaftFlow}

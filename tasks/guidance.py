@@ -5,8 +5,10 @@ physavatar has one model that puts sound, picture and movement into phrases. The
 (`tasks.phrases`); all write the same document (`tasks.guidance_schema`).
 """
 
+import dataclasses
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from itertools import pairwise
@@ -29,10 +31,12 @@ from tasks.guidance_schema import (
 from tasks.guidance_schema import Segment as SegmentSaid
 from tasks.people import face_framing
 from tasks.phrases import Segment, Signals
+from tasks.picture import light
 from tasks.prosody import HOP_S, Contours, Voice, contours, voice
 from tasks.speech import Speech, SpeechSettings, VoiceDetector
-from tasks.stage import Measurement, Stage, StageSettings, Value, known_backend
+from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, Value, known_backend
 
+_STILL_WINDOW = 0.02  # window widths a second, the fastest that a crop's window may go and be called still
 _MOVE_S = 0.2  # over which the head's speed is taken: less is the face detector's tremble
 
 
@@ -89,6 +93,9 @@ BACKENDS: dict[str, type[Guide]] = {"templates": Templates}
 class GuidanceStage(Stage[GuidanceSettings]):
     """Analysis, schedule and phrases of a clip.
 
+    Of a picture that `crop` has cut, framing and light are those of what is left. How the body moves is told of the
+    whole picture, which `motion` has seen; where camera and head go is not told when the window has followed the face.
+
     Columns:
         words: of the phrases with their tags, 80 at most.
         language: of the speech as the manifest says; "" when it does not.
@@ -101,7 +108,8 @@ class GuidanceStage(Stage[GuidanceSettings]):
     """
 
     name: ClassVar[str] = "guidance"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
+    backends: ClassVar = {"backend": BACKENDS}
     columns: ClassVar[dict[str, type]] = {
         "words": int,
         "language": str,
@@ -219,11 +227,18 @@ def signals_of(
     hands = [number("pose", f"{side}_hand_share") for side in ("left", "right")]
     power = 0.0 if samples is None else float(np.mean(np.square(samples, dtype=np.float64)))
     faces, framing = number("identity", "faces"), text("people", "framing")
-    # people and identity have seen the picture before it was cut
+    brightness, colourfulness = number("aesthetics", "brightness"), number("aesthetics", "colourfulness")
+    camera_speed = number("motion", "camera_speed")
+    # people, aesthetics, motion and identity have seen the picture before it was cut
     cut = "crop" in found and "mp4" in found["crop"].files
     if cut:
         height = number("crop", "face_height")
         faces, framing = None, "" if height is None else face_framing(height)
+        if brightness is not None:
+            brightness, colourfulness = _light(clip)
+        if (number("crop", "window_speed") or 0.0) > _STILL_WINDOW:
+            camera_speed = None
+            moves = moves and dataclasses.replace(moves, followed=True)
     return Signals(
         width=record.width,
         height=record.height,
@@ -241,10 +256,11 @@ def signals_of(
         faces=None if faces is None else int(faces),
         yaw=number("identity", "yaw"),
         roll=number("identity", "roll"),
-        camera_speed=number("motion", "camera_speed"),
+        camera_speed=camera_speed,
         subject_speed=number("motion", "subject_speed"),
-        brightness=number("aesthetics", "brightness"),
-        colourfulness=number("aesthetics", "colourfulness"),
+        brightness=brightness,
+        colourfulness=colourfulness,
+        light_by="crop" if cut else "aesthetics",
         hands=max((h for h in hands if h is not None), default=None),
     )
 
@@ -266,11 +282,23 @@ def cut_at_pauses(spans_s: list[tuple[float, float]], duration_s: float, setting
     return bounds
 
 
-class _Head:
-    """A face and its lips over time. box: [frames, 4] in the frame's size; opening: [frames]; NaN where not seen."""
+def _light(clip: Clip) -> tuple[float, float]:
+    """Brightness and colourfulness of the clip's picture, the medians over its key frames."""
+    seen = [light(image) for _, image in clip.keyframes()]
+    if not seen:
+        raise Unmeasurable("the clip has no key frame")
+    return float(np.median([s.brightness for s in seen])), float(np.median([s.colourfulness for s in seen]))
 
-    def __init__(self, box: np.ndarray, opening: np.ndarray, fps: int) -> None:
-        self.box, self.opening, self.fps = box, opening, fps
+
+@dataclass(frozen=True)
+class _Head:
+    """A face and its lips over time. box: [frames, 4] in the frame's size; opening: [frames]; NaN where not seen.
+    followed: whether the picture goes where the face does."""
+
+    box: np.ndarray
+    opening: np.ndarray
+    fps: int
+    followed: bool = False
 
     @classmethod
     def of(cls, box: np.ndarray, lips: np.ndarray, fps: int) -> "_Head":
@@ -292,7 +320,7 @@ class _Head:
         edge = max(1, round(len(box) * 0.2))
         first, last = np.flatnonzero(seen)[:edge], np.flatnonzero(seen)[-edge:]
         height = (box[:, 3] - box[:, 1]) / size[1]
-        way = middle[last].mean(axis=0) - middle[first].mean(axis=0)
+        way = np.zeros(2) if self.followed else middle[last].mean(axis=0) - middle[first].mean(axis=0)
         return {
             "mouth": float(np.nanstd(opening)),
             "head_speed": float(np.nanmedian(speed)) if not np.isnan(speed).all() else 0.0,

@@ -1,4 +1,4 @@
-"""Video to latents and back: the interface of a codec, and one without weights, a 3D cosine transform.
+"""Video to latents and back: the interface of a codec, one without weights, a 3D cosine transform, and Wan's VAE.
 
 Geometry is that of Wan's VAE (Wan Team 2025, "Wan: Open and Advanced Large-Scale Video Generative Models"): 4n + 1
 frames give n + 1 latent frames, the first of the first frame alone and each other of four frames, at an eighth of the
@@ -7,12 +7,19 @@ height and width. Latent i >= 1 covers frames 4i - 3 to 4i.
 
 from collections.abc import Iterable, Iterator
 from functools import cached_property
+from importlib.metadata import version
 from itertools import product
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from tasks import weights
+
+if TYPE_CHECKING:
+    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
+
 STRIDE_T, STRIDE_S = 4, 8  # frames, and pixels each way, of one latent
+WAN_CHANNELS = 16
 MAX_CHANNELS = STRIDE_T * STRIDE_S * STRIDE_S * 3  # as many numbers as the pixels have: nothing is lost
 
 
@@ -128,6 +135,7 @@ class CosineCodec:
         self._across = np.stack([np.outer(waves[u], _COLOURS[c]).ravel() for u, c in columns], 1).astype(np.float32)
         self._down = waves[: self._plane_v.max() + 1].astype(np.float32)
         self._in_time = _waves(STRIDE_T).astype(np.float32)
+        self._frame = np.empty((0, 0, 3), np.float32)
 
     @staticmethod
     def version() -> str:
@@ -149,30 +157,17 @@ class CosineCodec:
 
     def encode(self, frames: Iterable[np.ndarray]) -> Iterator[Encoded]:
         """As LatentCodec says."""
-        shape: tuple[int, ...] | None = None
-        group: list[np.ndarray] = []
-        energy, number = 0.0, -1
-        for number, frame in enumerate(frames):
-            shape = shape or frame.shape
-            if frame.shape != shape or frame.dtype != np.uint8 or frame.shape[2:] != (3,) or not frame.size:
-                raise ValueError(
-                    f"frame {number} is {frame.dtype} {list(frame.shape)} after {list(shape)}; frames are uint8 "
-                    "[height, width, 3], all of one size"
-                )
-            frame = _filled(frame)
-            group.append(self._planes(frame))
-            energy += _energy(frame)
-            if number % STRIDE_T == 0:
-                yield self._encoded(group, energy)
-                group, energy = [], 0.0
-        if group or number < 0:
-            raise ValueError(f"{number + 1} frames: a video to encode has 4n + 1, such as {usable_frames(number + 1)}")
+        for group in _groups(frames):
+            yield self._encoded([self._planes(frame) for frame in group], sum(map(_energy, group)))
 
     def _planes(self, frame: np.ndarray) -> np.ndarray:
         """The coefficients in the picture that are needed: [planes, height / 8, width / 8] float32."""
         height, width = frame.shape[0] // STRIDE_S, frame.shape[1] // STRIDE_S
+        if self._frame.shape != frame.shape:
+            self._frame = np.empty(frame.shape, np.float32)
+        np.copyto(self._frame, frame)  # to have its memory made anew for each frame takes as long as all that follows
         # row by row: products too small for a library to spread over threads, which costs more than it gives
-        across = frame.reshape(-1, width, STRIDE_S * 3).astype(np.float32) @ self._across
+        across = self._frame.reshape(-1, width, STRIDE_S * 3) @ self._across
         both = np.matmul(self._down, across.reshape(height, STRIDE_S, -1)).reshape(height, len(self._down), width, -1)
         planes = both[:, self._plane_v, :, self._plane_column]
         planes[0] -= np.float32(_MEAN_OF_GREY)  # plane 0 is the mean of the lightness
@@ -196,19 +191,14 @@ class CosineCodec:
 
     def decode(self, latents: Iterable[np.ndarray], height: int, width: int) -> Iterator[np.ndarray]:
         """As LatentCodec says."""
-        expected = (self.channels, -(-height // STRIDE_S), -(-width // STRIDE_S))
-        for number, latent in enumerate(latents):
-            if latent.shape != expected:
-                raise ValueError(
-                    f"latent frame {number} is {list(latent.shape)}; {height}x{width} pixels take {list(expected)}"
-                )
+        for number, latent in enumerate(_checked(latents, self.channels, height, width)):
             coefficients = latent.astype(np.float32) * self._std[:, None, None]
             times = self._in_time.T if number else np.array([[0.5, 0, 0, 0]], np.float32)
-            for weights in times:
-                planes = np.zeros((len(self._plane_v), *expected[1:]), np.float32)
+            for shares in times:
+                planes = np.zeros((len(self._plane_v), *latent.shape[1:]), np.float32)
                 for t in np.unique(self._t):
                     of_t = self._t == t
-                    planes[self._plane[of_t]] += weights[t] * coefficients[of_t]
+                    planes[self._plane[of_t]] += shares[t] * coefficients[of_t]
                 yield self._picture(planes)[:height, :width]
 
     def _picture(self, planes: np.ndarray) -> np.ndarray:
@@ -233,6 +223,87 @@ def _waves(length: int) -> np.ndarray:
     return waves
 
 
+class WanCodec:
+    """Wan2.1's VAE with its published weights: the mode of what it encodes to, each channel less its mean and by its
+    deviation, in float32. What decoding loses it would have to decode to know."""
+
+    networks: ClassVar = ("wan-vae",)
+
+    def __init__(self, channels: int) -> None:
+        if channels != WAN_CHANNELS:
+            raise ValueError(f"{channels} channels: latents of Wan's VAE have {WAN_CHANNELS}; set channels to that")
+        self.channels = channels
+
+    @staticmethod
+    def version() -> str:
+        """diffusers, torch and the weights."""
+        return f"diffusers {version('diffusers')}, torch {version('torch')}, weights {weights.digest('wan-vae')}"
+
+    @staticmethod
+    def check() -> None:
+        """Raises tasks.stage.MissingBackend where the weights are missing or do not fit."""
+        weights.check("wan-vae")
+
+    @cached_property
+    def _vae(self) -> "AutoencoderKLWan":
+        from tasks.networks import wan_vae
+        from tasks.networks.device import device
+
+        return wan_vae.load(device())
+
+    def encode(self, frames: Iterable[np.ndarray]) -> Iterator[Encoded]:
+        """As LatentCodec says."""
+        import torch
+
+        from tasks.networks import wan_vae
+
+        groups = (torch.from_numpy(np.stack(group)).permute(3, 0, 1, 2)[None] for group in _groups(frames))
+        for latent in wan_vae.encode(self._vae, (group.float() / 127.5 - 1 for group in groups)):
+            yield Encoded(latent[0].cpu().numpy(), None)
+
+    def decode(self, latents: Iterable[np.ndarray], height: int, width: int) -> Iterator[np.ndarray]:
+        """As LatentCodec says."""
+        import torch
+
+        from tasks.networks import wan_vae
+
+        known = _checked(latents, self.channels, height, width)
+        for frames in wan_vae.decode(self._vae, (torch.from_numpy(np.float32(latent))[None] for latent in known)):
+            pictures = ((frames[0] + 1) * 127.5).round().byte().permute(1, 2, 3, 0)
+            yield from np.ascontiguousarray(pictures[:, :height, :width].cpu().numpy())
+
+
+def _groups(frames: Iterable[np.ndarray]) -> Iterator[list[np.ndarray]]:
+    """The first frame, then four and four, each filled up to multiples of 8. Raises ValueError as LatentCodec says."""
+    shape: tuple[int, ...] | None = None
+    group: list[np.ndarray] = []
+    number = -1
+    for number, frame in enumerate(frames):
+        shape = shape or frame.shape
+        if frame.shape != shape or frame.dtype != np.uint8 or frame.shape[2:] != (3,) or not frame.size:
+            raise ValueError(
+                f"frame {number} is {frame.dtype} {list(frame.shape)} after {list(shape)}; frames are uint8 "
+                "[height, width, 3], all of one size"
+            )
+        group.append(_filled(frame))
+        if number % STRIDE_T == 0:
+            yield group
+            group = []
+    if group or number < 0:
+        raise ValueError(f"{number + 1} frames: a video to encode has 4n + 1, such as {usable_frames(number + 1)}")
+
+
+def _checked(latents: Iterable[np.ndarray], channels: int, height: int, width: int) -> Iterator[np.ndarray]:
+    """Latents of the shape that so many pixels have. Raises ValueError for another."""
+    expected = (channels, -(-height // STRIDE_S), -(-width // STRIDE_S))
+    for number, latent in enumerate(latents):
+        if latent.shape != expected:
+            raise ValueError(
+                f"latent frame {number} is {list(latent.shape)}; {height}x{width} pixels take {list(expected)}"
+            )
+        yield latent
+
+
 def _filled(frame: np.ndarray) -> np.ndarray:
     """Height and width up to multiples of 8, by repeating the last row and column; in one piece of memory."""
     rows, columns = -frame.shape[0] % STRIDE_S, -frame.shape[1] % STRIDE_S
@@ -248,4 +319,4 @@ def _energy(frame: np.ndarray) -> float:
     return cv2.norm(frame, cv2.NORM_L2SQR) - 2 * _GREY * sum(cv2.sumElems(frame)) + _GREY**2 * frame.size
 
 
-CODECS: dict[str, type[LatentCodec]] = {"dct": CosineCodec}
+CODECS: dict[str, type[LatentCodec]] = {"dct": CosineCodec, "wan": WanCodec}

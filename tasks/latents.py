@@ -12,7 +12,7 @@ from pydantic import Field, ValidationInfo, field_validator
 from tasks.clip import Clip
 from tasks.guidance_schema import read_guidance
 from tasks.latent_codec import CODECS, MAX_CHANNELS, LatentCodec, latent_frames, usable_frames
-from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, known_backend
+from tasks.stage import Measurement, MissingBackend, Stage, StageSettings, Unmeasurable, known_backend
 from tasks.text_embedding import ENCODERS, TextEncoder
 
 _MAX_TEXT = 20_000  # letters that are read, of a caption of any length
@@ -27,7 +27,7 @@ class LatentsSettings(StageSettings):
     picture's short side to, the clip's own when None. multiple: height and width are cut around the middle to multiples
     of it, so that patches of 2 x 2 latent pixels fit (16) and nothing is filled up (8). text: whose words are embedded,
     the source's caption or the guidance's phrases. text_backend, dim, max_tokens: the text encoder, the numbers a token
-    has, and the tokens at most.
+    has, and the tokens at most; 4096 and 512 of UMT5 as Wan has it.
     """
 
     backend: str = "dct"
@@ -61,6 +61,7 @@ class Latents(Stage[LatentsSettings]):
 
     name: ClassVar[str] = "latents"
     version: ClassVar[int] = 1
+    backends: ClassVar = {"backend": CODECS, "text_backend": ENCODERS}
     columns: ClassVar[dict[str, type]] = {"frames": int, "psnr_db": float, "tokens": int}
     reads: ClassVar[tuple[str, ...]] = ("caption",)
     uses: ClassVar[tuple[str, ...]] = ("guidance",)
@@ -73,6 +74,10 @@ class Latents(Stage[LatentsSettings]):
     def check(self) -> None:
         CODECS[self.settings.backend].check()
         ENCODERS[self.settings.text_backend].check()
+        try:
+            _ = self._codec, self._text_encoder
+        except ValueError as error:  # numbers that only the weights know not to be theirs
+            raise MissingBackend(f"latents: {error}") from None
 
     @cached_property
     def _codec(self) -> LatentCodec:

@@ -76,8 +76,16 @@ def frame_windows(samples: np.ndarray, frames: int, fps: int, num_mels: int = 80
     """
     chunks = [samples[at : at + CHUNK] for at in range(0, len(samples), CHUNK)] or [samples]
     columns = np.concatenate([log_mel(chunk, num_mels) for chunk in chunks])
-    window = -(-COLUMNS_PER_S // fps)
-    # whole numbers, half rounded up: frame k starts at column 100 k / fps
-    first = (2 * COLUMNS_PER_S * np.arange(frames) + fps) // (2 * fps)
-    wanted = first[:, None] + np.arange(window)
-    return columns[np.minimum(wanted, len(columns) - 1)].astype(np.float16)
+    return windows(columns, frames, fps, COLUMNS_PER_S).astype(np.float16)
+
+
+def windows(columns: np.ndarray, frames: int, fps: int, per_s: int) -> np.ndarray:
+    """The columns, `per_s` of them a second, that belong to each video frame.
+
+    columns: [columns, dim]. Returns: [frames, window, dim] with window = ceil(per_s / fps) columns from the one nearest
+    the frame's start; past the end the last one repeats.
+    """
+    # whole numbers, half rounded up: frame k starts at column per_s k / fps
+    first = (2 * per_s * np.arange(frames) + fps) // (2 * fps)
+    wanted = first[:, None] + np.arange(-(-per_s // fps))
+    return columns[np.minimum(wanted, len(columns) - 1)]

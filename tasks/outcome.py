@@ -147,8 +147,10 @@ class Outcome:
                 yield found | about | {"source_id": known["source_id"]}
             else:
                 source_id = known["source_id"]
-                found |= {"source_id": source_id, "duration_s": known["duration_s"]}
-                yield found | cut.get(source_id, {}) | counts.get(source_id, {})
+                about = cut.get(source_id, {})
+                # a recording that was never closed does not tell its length, and whoever looked for cuts has seen it
+                length = {"source_id": source_id, "duration_s": known["duration_s"] or about.get("duration_s")}
+                yield found | about | length | counts.get(source_id, {})
 
     def _cutting(self, partition: int) -> Iterator[tuple[str, dict[str, Any]]]:
         """By source: shots and clips, or why there are none."""
@@ -159,7 +161,7 @@ class Outcome:
             if failed is not None:
                 yield source_id, {"status": "error", "reason": failed["error"]}
                 continue
-            found: dict[str, Any] = {"shots": len(row["shots"])}
+            found: dict[str, Any] = {"shots": len(row["shots"]), "duration_s": row["duration_s"]}
             if cut is not None:
                 found["clips"] = len(cut["clips"])
                 if not cut["clips"]:

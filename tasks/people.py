@@ -6,19 +6,22 @@ names a framing; landmarks tell otherwise.
 """
 
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import cached_property
-from typing import TYPE_CHECKING, ClassVar, Literal
+from importlib.metadata import version
+from itertools import islice
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from tasks import landmarks
+from tasks import landmarks, weights
 from tasks.captions import framing_in, names_a_person, scene_in
 from tasks.clip import Clip
-from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable
+from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, known_backend
 
 if TYPE_CHECKING:
-    from tasks.landmarks import Face, Landmarks
+    from tasks.landmarks import Face
 
 FRAMINGS = ("upper body", "medium", "full", "long")  # nearest first
 
@@ -30,13 +33,119 @@ _HIPS_SEEN, _ANKLES_SEEN = 0.3, 0.5
 # the frame's height, below which a shot is long; one of 0.095 with a figure that just fits.
 _FULL_FIGURE = 0.45  # nose to ankles, fraction of the frame's height
 _FACE_HEIGHTS = ((0.19, "upper body"), (0.095, "medium"), (0.05, "full"), (-1.0, "long"))
+# COCO's numbering, and the confidence from which ultralytics shows a joint
+_COCO_HIPS, _COCO_ANKLES, _JOINT_SEEN = [11, 12], [15, 16], 0.5
+_HALF = 0.5  # of the frame's height, crown to soles: the same figure as _FULL_FIGURE
+_PICTURES = 8  # that YOLO is given at a time
+
+
+class Look(NamedTuple):
+    """What a backend sees in one picture.
+
+    anybody: whether a face or a body is in view. framing: one of FRAMINGS, "" where it cannot tell.
+    people: how many; None by a backend that does not count. face_heights: brow to chin, as fractions of the picture's
+        height, the largest first; None by a backend that does not look for faces.
+    """
+
+    anybody: bool
+    framing: str
+    people: int | None = None
+    face_heights: list[float] | None = None
+
+
+class Finder(Protocol):
+    """A backend: finds people in pictures. No picture changes what is seen in the next one."""
+
+    def __init__(self, min_confidence: float) -> None:
+        """min_confidence: of a face or body to be counted, 0 to 1."""
+
+    @staticmethod
+    def version() -> str:
+        """Library and weights, as far as they can change a number."""
+
+    @staticmethod
+    def check() -> None:
+        """Raises tasks.stage.MissingBackend when the backend cannot run."""
+
+    def looks(self, images: Iterable[np.ndarray]) -> Iterator[Look]:
+        """One look a picture. images: [height, width, 3] uint8 RGB each, all of one size."""
+
+
+class MediaPipePeople:
+    """MediaPipe's faces, and the landmarks of the most prominent body; it does not count people."""
+
+    def __init__(self, min_confidence: float) -> None:
+        self._landmarks = landmarks.Landmarks(min_confidence)
+
+    @staticmethod
+    def version() -> str:
+        return f"mediapipe {landmarks.version()}"
+
+    @staticmethod
+    def check() -> None:
+        landmarks.check()
+
+    def looks(self, images: Iterable[np.ndarray]) -> Iterator[Look]:
+        for image in images:
+            faces, body = self._landmarks.faces(image), self._landmarks.body(image)
+            heights = [face.height for face in faces]
+            yield Look(bool(faces) or body is not None, frame_framing(faces, body), face_heights=heights)
+
+
+class YoloPeople:
+    """Ultralytics' YOLO (tasks.networks.yolo). The framing is the largest person's, by its joints; a checkpoint that
+    detects and has no joints tells none. Faces are not looked for."""
+
+    networks: ClassVar[tuple[str, ...]] = ("yolo",)
+
+    def __init__(self, min_confidence: float) -> None:
+        from tasks.networks import yolo
+        from tasks.networks.device import device
+
+        self._least, self._network = min_confidence, yolo.load(device())
+
+    @staticmethod
+    def version() -> str:
+        from tasks.networks import yolo
+
+        return f"yolo {weights.digest('yolo')}, ultralytics {yolo.check()}, torch {version('torch')}"
+
+    @staticmethod
+    def check() -> None:
+        import torch
+
+        from tasks.networks import yolo
+
+        yolo.check()
+        weights.check("yolo")
+        yolo.load(torch.device("cpu"))  # some tenths of a second; what does not fit would fail every clip
+
+    def looks(self, images: Iterable[np.ndarray]) -> Iterator[Look]:
+        coming = iter(images)
+        while group := list(islice(coming, _PICTURES)):
+            height, width = group[0].shape[:2]
+            for boxes, joints in self._network(group, self._least):
+                framing = ""
+                if len(boxes) and joints is not None:
+                    framing = person_framing(
+                        boxes[0] / (width, height, width, height, 1), joints[0] / (width, height, 1)
+                    )
+                yield Look(len(boxes) > 0, framing, people=len(boxes))
+
+
+BACKENDS: dict[str, type[Finder]] = {"mediapipe": MediaPipePeople, "yolo": YoloPeople}
 
 
 class PeopleSettings(StageSettings):
-    """min_confidence: of a face or body to be counted, 0 to 1 (MediaPipe's default 0.5)."""
+    """min_confidence: of a face or body to be counted, 0 to 1, on the backend's own scale (MediaPipe's default 0.5)."""
 
-    backend: Literal["mediapipe"] = "mediapipe"
+    backend: str = "mediapipe"
     min_confidence: float = Field(default=0.5, ge=0.0, le=1.0)
+
+    @field_validator("backend")
+    @classmethod
+    def _known(cls, backend: str) -> str:
+        return known_backend(backend, BACKENDS)
 
 
 class People(Stage[PeopleSettings]):
@@ -44,19 +153,25 @@ class People(Stage[PeopleSettings]):
 
     Columns:
         person_share: share of the key frames with a face or a body, 0 to 1.
-        face_share: share of the key frames with a face, 0 to 1.
+        persons: the most people seen together; single_share: share of the key frames with exactly one, 0 to 1. Both
+            None by `mediapipe`, which does not count.
+        face_share: share of the key frames with a face, 0 to 1; None by `yolo`, which does not look for faces.
         face_height: height of the largest face, brow to chin, as a fraction of the frame's; the median over the key
             frames with a face; None when there is none.
         framing: one of FRAMINGS; "" when neither the caption nor the landmarks tell.
         framing_source: "caption", "landmarks" or "".
         scene: "indoor" or "outdoor" by the caption, "" when it does not say.
-        caption_person: whether the caption speaks of anybody; None without a caption, or with one not in English.
+        caption_person: whether the caption speaks of anybody; None where that is not sure: without a caption, with one
+            not in English, or one that may only give a name.
     """
 
     name: ClassVar[str] = "people"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 3
+    backends: ClassVar = {"backend": BACKENDS}
     columns: ClassVar[dict[str, type]] = {
         "person_share": float,
+        "persons": int,
+        "single_share": float,
         "face_share": float,
         "face_height": float,
         "framing": str,
@@ -67,39 +182,34 @@ class People(Stage[PeopleSettings]):
     reads: ClassVar[tuple[str, ...]] = ("caption",)
 
     def backend_version(self) -> str:
-        return f"mediapipe {landmarks.version()}"
+        return BACKENDS[self.settings.backend].version()
 
     def check(self) -> None:
-        landmarks.check()
+        BACKENDS[self.settings.backend].check()
 
     @cached_property
-    def _landmarks(self) -> "Landmarks":
-        return landmarks.Landmarks(self.settings.min_confidence)
+    def _finder(self) -> Finder:
+        return BACKENDS[self.settings.backend](self.settings.min_confidence)
 
     def measure(self, clip: Clip) -> Measurement:
-        frames = persons = 0
-        face_heights: list[float] = []
-        framings: list[str] = []
-        for _, image in clip.keyframes():
-            frames += 1
-            faces, body = self._landmarks.faces(image), self._landmarks.body(image)
-            persons += bool(faces) or body is not None
-            if faces:
-                face_heights.append(faces[0].height)
-            framing = frame_framing(faces, body)
-            if framing:
-                framings.append(framing)
-        if not frames:
+        looks = list(self._finder.looks(image for _, image in clip.keyframes()))
+        if not looks:
             raise Unmeasurable("the clip has no key frame")
+        framings = [look.framing for look in looks if look.framing]
+        people = [look.people for look in looks if look.people is not None]
+        faces = [look.face_heights for look in looks if look.face_heights is not None]
+        heights = [found[0] for found in faces if found]
         caption = str(clip.record.metadata.get("caption") or "")
         framing, source = framing_in(caption), "caption"
         if not framing:
             framing, source = _most_common(framings), "landmarks" if framings else ""
         return Measurement(
             {
-                "person_share": persons / frames,
-                "face_share": len(face_heights) / frames,
-                "face_height": float(np.median(face_heights)) if face_heights else None,
+                "person_share": sum(look.anybody for look in looks) / len(looks),
+                "persons": max(people) if people else None,
+                "single_share": people.count(1) / len(people) if people else None,
+                "face_share": len(heights) / len(faces) if faces else None,
+                "face_height": float(np.median(heights)) if heights else None,
                 "framing": framing,
                 "framing_source": source,
                 "scene": scene_in(caption),
@@ -120,6 +230,17 @@ def frame_framing(faces: "list[Face]", body: np.ndarray | None) -> str:
     if _in_frame(body[_ANKLES], _ANKLES_SEEN):
         return "full" if body[_ANKLES, 1].max() - body[_NOSE, 1] >= _FULL_FIGURE else "long"
     return "medium" if _in_frame(body[_HIPS], _HIPS_SEEN) else "upper body"
+
+
+def person_framing(tall: float, joints: np.ndarray) -> str:
+    """The framing of one person, by the lowest joint in the frame.
+
+    tall: the person's box, as a fraction of the frame's height. joints: [17, 3] x, y as fractions of the frame's width
+        and height, and confidence 0..1; in COCO's order.
+    """
+    if _in_frame(joints[_COCO_ANKLES], _JOINT_SEEN):
+        return "full" if tall >= _HALF else "long"
+    return "medium" if _in_frame(joints[_COCO_HIPS], _JOINT_SEEN) else "upper body"
 
 
 def face_framing(face_height: float) -> str:

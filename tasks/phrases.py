@@ -60,7 +60,9 @@ class Signals:
 
     width, height: pixels. caption, language, transcript: the source's, as they came. loudness_db: of all sound, None
     without sound. voice: None without one. The others are columns of the stages people, motion, identity, aesthetics
-    and pose under their own names; hands: share of the frames with a hand. framing_by: the stage that tells of framing.
+    and pose under their own names; hands: share of the frames with a hand. framing_by, light_by: the stages
+    whose picture framing, and brightness and colourfulness, are of. camera_speed, subject_speed: of the whole picture,
+    in its short sides a second, also where it was cut later.
     """
 
     width: int
@@ -83,6 +85,7 @@ class Signals:
     subject_speed: float | None = None
     brightness: float | None = None
     colourfulness: float | None = None
+    light_by: Origin = "aesthetics"
     hands: float | None = None
 
 
@@ -198,10 +201,12 @@ def _image(signals: Signals) -> Iterable[Said]:
     if signals.faces is not None and signals.faces > 1:
         yield Said("other faces in view", "identity")
     if signals.brightness is not None:
-        yield Said(("dim light", "even light", "bright light")[_level(signals.brightness, _LIGHT) + 1], "aesthetics")
+        yield Said(
+            ("dim light", "even light", "bright light")[_level(signals.brightness, _LIGHT) + 1], signals.light_by
+        )
     if signals.colourfulness is not None:
         colour = ("muted", "natural", "vivid")[_level(signals.colourfulness, _COLOUR) + 1]
-        yield Said(f"{colour} colours", "aesthetics")
+        yield Said(f"{colour} colours", signals.light_by)
     # there are always three
     shape = "square" if signals.width == signals.height else "wide" if signals.width > signals.height else "upright"
     yield Said(f"{shape} picture", None)

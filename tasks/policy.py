@@ -73,6 +73,28 @@ def alive(frame: "pd.DataFrame", policy: Policy, stages_before: Sequence[str]) -
     return pd.Series(_follow(frame, policy, stages_before).open(), index=frame.index)
 
 
+def rejects(frame: "pd.DataFrame", rule: Rule) -> tuple[np.ndarray, np.ndarray]:
+    """What a rule says of each clip of a frame, whatever others say.
+
+    Returns: ([clips] bool rejected, [clips] bool without a value); both where `missing` says that this is a rejection.
+    """
+    if rule.score not in frame:
+        missing, failed = np.ones(len(frame), bool), np.zeros(len(frame), bool)
+    else:
+        column = frame[rule.score]
+        missing = column.isna().to_numpy()
+        if rule.one_of is not None:
+            failed = ~column.isin(rule.one_of).to_numpy(dtype=bool, na_value=False) & ~missing
+        else:
+            values = column.to_numpy(dtype=float, na_value=np.nan)
+            failed = np.zeros(len(frame), bool)
+            if rule.min is not None:
+                failed |= values < rule.min
+            if rule.max is not None:
+                failed |= values > rule.max
+    return (failed | missing, missing) if rule.missing == "reject" else (failed, missing)
+
+
 def rule_results(row: Mapping[str, Any], policy: Policy) -> dict[str, dict[str, Any]]:
     """For a sample's lineage: each rule, also those of sound and tiers, with the clip's value and whether it passed.
 
@@ -197,7 +219,7 @@ def _follow(frame: "pd.DataFrame", policy: Policy, stages: Sequence[str]) -> _Fa
         for name, rule in (*policy.rules.items(), *policy.audio.items()):
             if rule.stage != stage:
                 continue
-            failed, missing = _test(frame, rule)
+            failed, missing = rejects(frame, rule)
             if rule.missing == "error":
                 judged = has_sound if name in policy.audio else True
                 fate.put(missing & judged, "error", stage, name, error=f"{rule.score} has no value for this clip")
@@ -240,31 +262,12 @@ def _status(frame: "pd.DataFrame", stage: str) -> tuple[np.ndarray, np.ndarray, 
     return status.notna().to_numpy(), _equals(status, "ok"), frame.get(f"{stage}.error", "")
 
 
-def _test(frame: "pd.DataFrame", rule: Rule) -> tuple[np.ndarray, np.ndarray]:
-    """([clips] bool rejected, [clips] bool without a value); both where `missing` says that this is a rejection."""
-    if rule.score not in frame:
-        missing, failed = np.ones(len(frame), bool), np.zeros(len(frame), bool)
-    else:
-        column = frame[rule.score]
-        missing = column.isna().to_numpy()
-        if rule.one_of is not None:
-            failed = ~column.isin(rule.one_of).to_numpy(dtype=bool, na_value=False) & ~missing
-        else:
-            values = column.to_numpy(dtype=float, na_value=np.nan)
-            failed = np.zeros(len(frame), bool)
-            if rule.min is not None:
-                failed |= values < rule.min
-            if rule.max is not None:
-                failed |= values > rule.max
-    return (failed | missing, missing) if rule.missing == "reject" else (failed, missing)
-
-
 def _audio(frame: "pd.DataFrame", policy: Policy) -> dict[str, Any]:
     """The use of each clip's sound, and the rule that speaks against it."""
     fate = _Fate(len(frame), "usable")
     fate.put(~_has_sound(frame), "none")
     for name, rule in policy.audio.items():
-        failed, missing = _test(frame, rule)
+        failed, missing = rejects(frame, rule)
         unknown = ~_status(frame, rule.stage)[1]
         fate.put(unknown | missing if rule.missing == "error" else unknown, "")
         fate.put(failed, "unusable", "", name, rule.demand, value=frame.get(rule.score, ""))
@@ -305,7 +308,7 @@ def _within(frame: "pd.DataFrame", tier: Tier, candidates: np.ndarray) -> np.nda
 
     inside = candidates.copy()
     for rule in tier.rules.values():
-        failed, missing = _test(frame, rule)
+        failed, missing = rejects(frame, rule)
         inside &= ~failed if rule.missing == "pass" else ~(failed | missing)
     if tier.hours is None:
         return inside

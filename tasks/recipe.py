@@ -89,6 +89,11 @@ class Recipe(Strict):
             raise ValueError("\n".join(faults))
         return self
 
+    def networks(self) -> tuple[str, ...]:
+        """The published weights that its stages need, by name."""
+        needed = (STAGES[name](settings).networks() for name, settings in self.measure.items())
+        return tuple(dict.fromkeys(name for names in needed for name in names))
+
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
     """Read the recipe of a YAML file, or one that comes along by its name, such as "active_mind".

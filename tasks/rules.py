@@ -97,7 +97,12 @@ class Tier(Strict):
 
 
 class NearDuplicates(Strict):
-    """How much two clips may differ to count as one: bits of their hashes, of 256 and of 128 (tasks.duplicates)."""
+    """How much two clips may differ to count as one: bits of their hashes, of 256 and of 128 (tasks.duplicates).
+
+    Copies are looked for in the whole corpus, over all partitions, and the one of the lowest clip_id is kept. A clip_id
+    begins with the digest of its source, so that neither the order of the manifest nor the number of partitions
+    changes which one that is; footage that comes later does, where its digest is lower.
+    """
 
     backend: str = Field(description="The backend that the bounds are meant for; hashes of another do not compare.")
     picture_bits: int = Field(ge=0, le=128)

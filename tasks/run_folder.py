@@ -3,13 +3,14 @@
 import contextlib
 import csv
 import dataclasses
+import difflib
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from data_manifests.dataset import DatasetManifest, load
+from data_manifests.dataset import DatasetManifest, NoDataset, load
 from data_manifests.sources import ManifestError
 from data_manifests.storage import Storage
 from data_manifests.strict import RecipeError
@@ -20,10 +21,15 @@ from tasks.media import MediaError
 from tasks.outcome import SKIPPED_COLUMNS, Line, clip_lines, source_lines, steps_file
 from tasks.policy import decide, funnel, join
 from tasks.recipe import Recipe, recipe_of
+from tasks.rules import Policy
 from tasks.stages import STAGES
 
 if TYPE_CHECKING:
     import pandas as pd
+
+
+_LIKELY = 100  # clips that a misspelt name is held against
+_CLIP_COLUMNS = ["uri", "start_s", "end_s", "duration_s", "video", "audio_file"]  # of clips.parquet
 
 
 class Refused(ValueError):
@@ -47,7 +53,8 @@ class RunFolder:
 
     storage, manifest, recipe: where it lies, its dataset manifest and the recipe that made it.
     sources: the rows of sources.csv; `duration_s` a float where it is known.
-    frame: one row a clip as tasks.policy.join makes it, with every column of every stage, and `clips.uri`.
+    frame: one row a clip as tasks.policy.join makes it, with the columns that deciding needs, and `clips.uri`. Other
+        columns are read when they are asked for (`columns`, `frame_for`), since a stage may have long texts.
     decisions: what tasks.policy.decide says of them.
 
     Raises UnreadableRun when the folder is not there, unfinished, incomplete or damaged.
@@ -66,14 +73,14 @@ class RunFolder:
             if lacking:
                 raise UnreadableRun(f"{steps_file(self.manifest.recipe.hash)} lacks {lacking[0]}")
             self.stages = list(self.recipe.measure)
-            self.frame = self._read_frame()
-        except ManifestError as error:
-            if "no such dataset manifest" not in str(error):
-                raise UnreadableRun(str(error)) from None
+            self.frame = self._read_frame(self.recipe.policy.columns())
+        except NoDataset:
             raise UnreadableRun(
                 f"{self.address}: no finished run lies here (there is no dataset.json); "
                 "give the folder that `understudy curate --out` wrote to, or let that run end first"
             ) from None
+        except ManifestError as error:
+            raise UnreadableRun(str(error)) from None
         except FileNotFoundError as error:
             raise UnreadableRun(self._incomplete(f"{error.filename or error} is gone")) from None
         except UnreadableRun as error:
@@ -121,25 +128,47 @@ class RunFolder:
             raise UnreadableRun(f"sources.csv is damaged ({error})") from None
         return rows
 
-    def _read_frame(self) -> "pd.DataFrame":
-        import pandas as pd
+    def _read_frame(self, needed: Mapping[str, Sequence[str]]) -> "pd.DataFrame":
+        """needed: by stage, the columns beside the status and the error."""
         import pyarrow as pa
+        import pyarrow.parquet as pq
 
         try:
-            clips = pd.read_parquet(io.BytesIO(self.storage.read_bytes("clips.parquet"))).set_index("clip_id")
-            statuses = {name: clips[f"{name}.status"].notna() for name in self.stages}
-            base = clips[["uri", "start_s", "end_s", "duration_s", "video", "audio_file"]]
+            file = pq.ParquetFile(pa.BufferReader(self.storage.read_bytes("clips.parquet")))
+            wanted = ["clip_id", *_CLIP_COLUMNS, *(f"{name}.status" for name in self.stages)]
+            lacking = [name for name in wanted if name not in file.schema_arrow.names]
+            if lacking:
+                raise UnreadableRun(f"clips.parquet has no column {lacking[0]!r}")
+            clips = file.read(columns=wanted).to_pandas(split_blocks=True, self_destruct=True).set_index("clip_id")
         except pa.ArrowException as error:
             raise UnreadableRun(f"clips.parquet is damaged ({error})") from None
-        except KeyError as error:
-            raise UnreadableRun(f"clips.parquet has no column {error}") from None
-        tables = {}
-        for name in self.stages:
-            columns = ["status", "error", *STAGES[name].columns]
-            table = self.ledger.read(name, self.steps[name], columns=columns)
-            # rows of the ledger that the run did not count: of footage no longer listed, or made from another caption
-            tables[name] = table[table["key"].isin(statuses[name].index[statuses[name]])]
-        return join(base.rename(columns={"audio_file": "audio"}), tables)
+        self._counted = {name: clips.index[clips[f"{name}.status"].notna()] for name in self.stages}
+        tables = {name: self._read_table(name, ["status", "error", *needed.get(name, ())]) for name in self.stages}
+        return join(clips[_CLIP_COLUMNS].rename(columns={"audio_file": "audio"}), tables)
+
+    def _read_table(self, stage: str, columns: Sequence[str], partition: int | None = None) -> "pd.DataFrame":
+        table = self.ledger.read(stage, self.steps[stage], partition, columns)
+        # rows of the ledger that the run did not count: of footage no longer listed, or made from another caption
+        return table[table["key"].isin(self._counted[stage])]
+
+    def columns(self, stage: str, names: Sequence[str], partition: int | None = None) -> "pd.DataFrame":
+        """Columns of the clips that a stage has a row for, by clip_id; of one partition, or of all. Raises
+        UnreadableRun."""
+        try:
+            return self._read_table(stage, names, partition).set_index("key")
+        except (LedgerError, OSError) as error:
+            raise UnreadableRun(str(error)) from error
+
+    def frame_for(self, policy: Policy) -> "pd.DataFrame":
+        """`frame`, with the columns that deciding by another policy needs as well. Raises UnreadableRun."""
+        import pandas as pd
+
+        parts = [self.frame]
+        for stage, names in policy.columns().items():
+            missing = [name for name in names if stage in self.stages and f"{stage}.{name}" not in self.frame]
+            if missing:
+                parts.append(self.columns(stage, missing).reindex(self.frame.index).add_prefix(f"{stage}."))
+        return pd.concat(parts, axis=1)
 
     @cached_property
     def skipped(self) -> "pd.DataFrame":
@@ -171,7 +200,20 @@ class RunFolder:
             return str(found[0])
         if found:
             raise Refused(f"{len(found)} clips begin with {prefix!r}, such as {found[0]} and {found[1]}; give more")
-        raise Refused(f"no clip of {self.address} begins with {prefix!r}; clips.parquet lists them")
+        near = self._nearest(prefix)
+        hint = f"did you mean {near}?" if near else "clips.parquet lists them"
+        raise Refused(f"no clip of {self.address} begins with {prefix!r}; {hint}")
+
+    def _nearest(self, prefix: str) -> str:
+        """The clip_id whose beginning is most like `prefix`, among those beside it in their order and those that end
+        like it; "" where none is much alike."""
+        index = self.frame.index  # sorted
+        at = int(index.searchsorted(prefix))
+        beside = [str(clip_id) for clip_id in index[max(0, at - _LIKELY) : at + _LIKELY]]
+        ending = [str(clip_id) for clip_id in index[index.str.endswith(prefix[-8:])][:_LIKELY]] if prefix else []
+        begins = {clip_id[: len(prefix)]: clip_id for clip_id in [*beside, *ending]}
+        found = difflib.get_close_matches(prefix, list(begins), n=1, cutoff=0.6)
+        return begins[found[0]] if found else ""
 
     def clips(self, clip_ids: Iterable[str], remade: bool = True) -> Iterator[tuple[ClipRecord, list[Finding]]]:
         """Records and findings of these clips, in their order.

@@ -21,7 +21,7 @@ from tasks.upright import Picture
 if TYPE_CHECKING:
     from scenedetect.detectors import AdaptiveDetector
 
-VERSION = 1
+VERSION = 2
 
 _WINDOW = 2  # frames each side that the adaptive detector compares with, its default
 _SAME = 0.4  # mean difference of 8-bit values below which a frame repeats the one before it
@@ -124,7 +124,7 @@ def find_shots(path: Path, settings: ScenesSettings) -> Scenes:
     segments = [_Segment(settings)]
     holes: list[Span] = []
     frames = bad = 0
-    for event in read_video(path):
+    for event in read_video(path, rough=True):
         if isinstance(event, Picture):
             frame = event.frame
             height = min(settings.height, frame.height)

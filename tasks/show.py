@@ -14,29 +14,26 @@ import numpy as np
 
 from tasks import overlay
 from tasks.clip import SAMPLE_RATE, Clip
-from tasks.keypoints import decode
+from tasks.keypoints import PARTS, decode
 from tasks.stage import Measurement
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-WIDTH, HEIGHT = 1600, 900  # pixels of the card
+WIDTH, HEIGHT = 1840, 900  # pixels of the card
 _EDGE = 24
 _PICTURE = (_EDGE, 88, 872, 490)  # x, y, width, height of what the parts may fill
 _KEPT = (912, 88, 408, 408)
 _LEGEND = (912, 512)
-_SCORES = (1344, 88, 232, 788)
+_SCORES = (1344, 88, 472, 788)
+_SCORE_COLUMNS, _SCORE_GAP = 2, 16
+_LINE, _LEAST_LINE = 17, 11  # pixels of a line of the scores, fewer where there are many
 _STRIP = (_EDGE, 604, 1296, 56)
 _WAVE = (_EDGE, 686, 1296, 76)
 _LIPS = (_EDGE, 790, 1296, 66)
 _FLOW_SIDE = 180  # pixels of the short side at which the flow is found, as in tasks.motion
 _RANGE_DB = 45.0  # from the loudest down, shown of the loudness
 _VERDICTS = {"kept": overlay.GOOD, "dropped": overlay.BAD}
-_LEGENDS = (
-    (("face", overlay.FACE_BOX), ("crop window", overlay.WINDOW), ("movement", overlay.ARROW)),
-    (("body", overlay.PART_COLOURS["body"]), ("lips", overlay.LIPS)),
-    (("left hand", overlay.PART_COLOURS["left_hand"]), ("right hand", overlay.PART_COLOURS["right_hand"])),
-)
 
 
 def show_clip(clip: Clip, row: Mapping[str, Any], out_path: Path) -> None:
@@ -142,7 +139,13 @@ class _Card:
     @cached_property
     def _points(self) -> dict[str, np.ndarray] | None:
         tokens = self._array("pose", "pose")
-        return None if tokens is None else decode(tokens)
+        # where there are boxes, the tokens are a network's own and no key points
+        return None if tokens is None or self._part_boxes else decode(tokens)
+
+    @cached_property
+    def _part_boxes(self) -> dict[str, np.ndarray]:
+        boxes = self._array("pose", "pose_box")
+        return {} if boxes is None else dict(zip(PARTS, np.moveaxis(boxes, 1, 0), strict=True))
 
     def _at(self, number: int, frame: np.ndarray, small: np.ndarray, before: np.ndarray | None) -> np.ndarray:
         import cv2
@@ -153,7 +156,7 @@ class _Card:
         scale = (width / record.width, height / record.height) * 2
         main = cv2.resize(frame, (width, height), interpolation=cv2.INTER_AREA)
         if before is not None:
-            overlay.arrows(main, self._flow(before, small), record.fps)
+            overlay.arrows(main, next(self._flow.flows((before, small))), record.fps)
         window = self._window(number)
         if window is not None:
             overlay.box(main, window * scale, overlay.WINDOW)
@@ -168,7 +171,7 @@ class _Card:
 
     @property
     def _has_second(self) -> bool:
-        return self._points is not None or self._array("crop", "crop_box") is not None
+        return any(self._array(*which) is not None for which in (("pose", "pose"), ("crop", "crop_box")))
 
     def _window(self, number: int) -> np.ndarray | None:
         """The crop window of a frame in pixels of the clip, None where it is all of the picture."""
@@ -178,7 +181,7 @@ class _Card:
         return windows[number]
 
     def _draw_kept(self, card: np.ndarray, number: int, frame: np.ndarray, window: np.ndarray | None) -> None:
-        """What training sees, with the key points in it."""
+        """What training sees, with the key points in it, or the boxes of the parts."""
         import cv2
 
         x0, y0, x1, y1 = (0, 0, frame.shape[1], frame.shape[0]) if window is None else map(float, window)
@@ -190,6 +193,8 @@ class _Card:
         if self._points is not None:
             kept = (kept * 0.7).astype(np.uint8)
             overlay.key_points(kept, {part: values[number] for part, values in self._points.items()})
+        for part, boxes in self._part_boxes.items():
+            overlay.box(kept, boxes[number] * ((width, height) * 2), overlay.PART_COLOURS[part])
         card[y : y + height, x : x + width] = kept
 
     def _draw_cursor(self, card: np.ndarray, number: int) -> None:
@@ -233,27 +238,48 @@ class _Card:
 
     def _draw_legend(self, draw: Any) -> None:
         x0, y = _LEGEND
-        for line in _LEGENDS:
+        for line in self._legends():
             x = x0
             for name, colour in line:
                 draw.rectangle((x, y + 6, x + 14, y + 10), fill=colour)
                 x += 22 + overlay.write(draw, (x + 20, y - 2), name, 14, overlay.MUTED) + 20
             y += 22
 
+    def _legends(self) -> Iterator[list[tuple[str, overlay.Colour]]]:
+        """What is drawn over the pictures of this clip, by lines."""
+        faces, windows = self._array("identity", "face_box"), self._array("crop", "crop_box")
+        over = [("face", overlay.FACE_BOX)] if faces is not None and np.isfinite(faces).any() else []
+        if windows is not None and any(self._window(number) is not None for number in range(len(windows))):
+            over.append(("crop window", overlay.WINDOW))
+        yield [*over, ("movement", overlay.ARROW)]
+        seen = {part for part, places in (self._points or self._part_boxes).items() if np.isfinite(places).any()}
+        colours = overlay.PART_COLOURS | ({"face": overlay.LIPS} if self._points else {})
+        of_face = "lips" if self._points else "face"
+        for parts in (("body", "face"), ("left_hand", "right_hand")):
+            named = [(of_face if part == "face" else part.replace("_", " "), part) for part in parts]
+            if seen & set(parts):
+                yield [(name, colours[part]) for name, part in named if part in seen]
+
     def _draw_scores(self, draw: Any) -> None:
-        x, y, width, height = _SCORES
+        x0, y0, width, height = _SCORES
+        wide = (width - (_SCORE_COLUMNS - 1) * _SCORE_GAP) // _SCORE_COLUMNS
         lines = list(_score_lines(self.row.get("scores") or {}))
-        step = max(11, min(17, height // max(1, len(lines))))
+        step = max(_LEAST_LINE, min(_LINE, height // max(1, math.ceil(len(lines) / _SCORE_COLUMNS))))
+        rows = height // step
+        if len(lines) > rows and lines[rows - 1][1] is None:
+            lines.insert(rows - 1, ("", ""))  # a stage's name goes where its scores are
+        if len(lines) > _SCORE_COLUMNS * rows:
+            kept = _SCORE_COLUMNS * rows - 1
+            lines = [*lines[:kept], (f"and {len(lines) - kept} lines more", "")]
         size = max(9, step - 4)
-        for name, value in lines[: height // step]:
+        for number, (name, value) in enumerate(lines):
+            x, y = x0 + number // rows * (wide + _SCORE_GAP), y0 + number % rows * step
             if value is None:
-                overlay.write(draw, (x + 4, y), name, size, overlay.FACE_BOX, width - 8)
+                overlay.write(draw, (x + 4, y), name, size, overlay.FACE_BOX, wide - 8)
             else:
-                taken = overlay.write(draw, (x + 14, y), name, size, overlay.MUTED, width - 90)
-                room = width - 26 - taken
-                value, wide = overlay.fitted(draw, value, size, room)
-                overlay.write(draw, (x + width - 4 - wide, y), value, size, overlay.TEXT)
-            y += step
+                taken = overlay.write(draw, (x + 14, y), name, size, overlay.MUTED, wide - 90)
+                value, long = overlay.fitted(draw, value, size, wide - 26 - taken)
+                overlay.write(draw, (x + wide - 4 - long, y), value, size, overlay.TEXT)
 
     def _draw_strip(self, image: "Image") -> None:
         """Small frames along the time axis, side by side, each of the middle of its time."""
@@ -287,8 +313,8 @@ class _Card:
         for number in range(math.floor(duration / every) + 1):
             at = x + round(number * every / duration * (width - 1))
             draw.line((at, y + height + 6, at, y + height + 10), fill=overlay.GRID)
-            label = f"{number * every:g} s"
-            overlay.write(draw, (min(at + 4, x + width - 34), y + height + 8), label, 12, overlay.MUTED)
+            if at + 38 <= x + width:  # where it does not fit, it would cover the one before
+                overlay.write(draw, (at + 4, y + height + 8), f"{number * every:g} s", 12, overlay.MUTED)
 
     def _draw_sound(self, card: np.ndarray) -> None:
         lips, samples, frames = self._array("identity", "lips"), self.samples, self.clip.record.frames

@@ -7,13 +7,15 @@ import sys
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Protocol
 
 import numpy as np
+from pydantic import Field, field_validator
 
+from tasks import weights
 from tasks.clip import SAMPLE_RATE, Clip
-from tasks.log_mel import frame_windows
-from tasks.stage import Measurement, MissingBackend, Stage, StageSettings
+from tasks.log_mel import frame_windows, windows
+from tasks.stage import Measurement, MissingBackend, Stage, StageSettings, known_backend
 
 if TYPE_CHECKING:
     from onnxruntime import InferenceSession
@@ -35,36 +37,126 @@ _PAD = 3 * SAMPLE_RATE // 100  # added to each end of a span
 
 
 class SpeechSettings(StageSettings):
-    """backend: "log_mel", the spectrogram of Whisper's front end."""
+    """backend: "log_mel", the spectrogram of Whisper's front end; "whisper", the states of its encoder.
 
-    backend: Literal["log_mel"] = "log_mel"
+    layers: which states of the encoder: "last", "mean" or a layer's number (tasks.networks.whisper.states).
+    """
+
+    backend: str = "log_mel"
+    layers: Literal["last", "mean"] | Annotated[int, Field(ge=0, le=100)] = "last"
+
+    @field_validator("backend")
+    @classmethod
+    def _known(cls, backend: str) -> str:
+        return known_backend(backend, BACKENDS)
+
+
+class Front(Protocol):
+    """A backend: features of the sound, by frame. No clip changes what the next one gets."""
+
+    array: ClassVar[str]  # the array's name
+
+    def __init__(self, settings: SpeechSettings) -> None: ...
+
+    @staticmethod
+    def version() -> str:
+        """Library and weights, as far as they can change a number."""
+
+    @staticmethod
+    def check() -> None:
+        """Raises tasks.stage.MissingBackend when the backend cannot run."""
+
+    def __call__(self, samples: np.ndarray, frames: int, fps: int) -> np.ndarray:
+        """[frames, window, dim] float16 of [samples] float32 at 16 kHz."""
+
+
+class LogMel:
+    """The log-mel spectrogram that Whisper's encoder takes (tasks.log_mel)."""
+
+    array: ClassVar[str] = "log_mel"
+
+    def __init__(self, settings: SpeechSettings) -> None:
+        pass
+
+    @staticmethod
+    def version() -> str:
+        return ""
+
+    @staticmethod
+    def check() -> None:
+        """Nothing but NumPy."""
+
+    def __call__(self, samples: np.ndarray, frames: int, fps: int) -> np.ndarray:
+        return frame_windows(samples, frames, fps)
+
+
+class Whisper:
+    """States of Whisper's encoder (tasks.networks.whisper): two a frame at 25 frames a second, three at 24."""
+
+    array: ClassVar[str] = "whisper"
+    networks: ClassVar[tuple[str, ...]] = ("whisper",)
+
+    def __init__(self, settings: SpeechSettings) -> None:
+        from tasks.networks import whisper
+
+        self._layers, self._encoder = settings.layers, whisper.load()
+        most = self._encoder.config.encoder_layers
+        if isinstance(self._layers, int) and self._layers > most:
+            raise MissingBackend(f"speech.layers is {self._layers}, and the Whisper encoder there has {most} layers")
+
+    @staticmethod
+    def version() -> str:
+        return (
+            f"whisper {weights.digest('whisper')}, torch {_version('torch')}, transformers {_version('transformers')}"
+        )
+
+    @staticmethod
+    def check() -> None:
+        weights.check("whisper")
+
+    def __call__(self, samples: np.ndarray, frames: int, fps: int) -> np.ndarray:
+        from tasks.networks.whisper import STATES_PER_S, states
+
+        found = states(self._encoder, samples, self._layers)
+        return windows(found, frames, fps, STATES_PER_S).astype(np.float16)
+
+
+BACKENDS: dict[str, type[Front]] = {"log_mel": LogMel, "whisper": Whisper}
 
 
 class Speech(Stage[SpeechSettings]):
-    """Speech, loudness and the spectrogram of a clip's sound.
+    """Speech, loudness and features of a clip's sound.
 
     Columns, all None for a clip without sound:
         fraction: share of the time with speech by Silero VAD, 0 to 1. It lets go of each utterance 0.1 s late.
         loudness_db: root mean square of the sound in dBFS (0 is a square wave of full scale), no lower than -120, which
             is what digital silence gets.
-    Arrays, none for a clip without sound:
+    Arrays, none for a clip without sound; that of the backend:
         log_mel: [frames, window, 80] float16, see tasks.log_mel.frame_windows.
+        whisper: [frames, window, dim] float16, see tasks.networks.whisper.states and tasks.log_mel.windows.
     """
 
     name: ClassVar[str] = "speech"
     version: ClassVar[int] = 1
+    backends: ClassVar = {"backend": BACKENDS}
     columns: ClassVar[dict[str, type]] = {"fraction": float, "loudness_db": float}
 
     def backend_version(self) -> str:
-        return f"silero-vad {_version('silero-vad')}, onnxruntime {_version('onnxruntime')}"
+        detector = f"silero-vad {_version('silero-vad')}, onnxruntime {_version('onnxruntime')}"
+        return ", ".join(filter(None, (detector, BACKENDS[self.settings.backend].version())))
 
     def check(self) -> None:
         self.backend_version()
         model_path()
+        BACKENDS[self.settings.backend].check()
 
     @cached_property
     def _detector(self) -> "VoiceDetector":
         return VoiceDetector()
+
+    @cached_property
+    def _front(self) -> Front:
+        return BACKENDS[self.settings.backend](self.settings)
 
     def measure(self, clip: Clip) -> Measurement:
         samples = clip.samples()
@@ -74,7 +166,7 @@ class Speech(Stage[SpeechSettings]):
         power = float(np.mean(np.square(samples, dtype=np.float64)))
         return Measurement(
             {"fraction": spoken / len(samples), "loudness_db": 10 * math.log10(max(power, _SILENCE))},
-            {"log_mel": frame_windows(samples, clip.record.frames, clip.record.fps)},
+            {self._front.array: self._front(samples, clip.record.frames, clip.record.fps)},
         )
 
 

@@ -8,7 +8,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
@@ -72,6 +72,8 @@ class Stage(ABC, Generic[Settings]):
         reads: names of manifest fields that the measurement depends on (such as "caption").
         needs: earlier stages whose findings it cannot do without; `uses`: whose findings it takes where the recipe has
             them. Both are at hand in `Clip.found`.
+        backends: the registries of its backends, by the settings' fields that choose from them. A backend that needs
+            published weights names them, as tasks.networks.catalogue does: `networks: ClassVar = ("raft",)`.
         unaligned: names of arrays that do not have one entry a frame.
         remakes_clip: whether its file `mp4`, of the columns `width` and `height`, and its file `flac`, where it gives
             them, take the place of the clip's own picture and sound for all stages after it and in the shards.
@@ -83,6 +85,7 @@ class Stage(ABC, Generic[Settings]):
     reads: ClassVar[tuple[str, ...]] = ()
     needs: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[tuple[str, ...]] = ()
+    backends: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     unaligned: ClassVar[tuple[str, ...]] = ()
     remakes_clip: ClassVar[bool] = False
 
@@ -93,6 +96,11 @@ class Stage(ABC, Generic[Settings]):
     def needed(cls, settings: Settings) -> tuple[str, ...]:
         """The earlier stages that it cannot do without under these settings; `needs` unless they ask for more."""
         return cls.needs
+
+    def networks(self) -> tuple[str, ...]:
+        """The published weights that it needs under its settings, by name; those of the backends that they choose."""
+        chosen = (known[getattr(self.settings, name)] for name, known in self.backends.items())
+        return tuple(dict.fromkeys(name for backend in chosen for name in getattr(backend, "networks", ())))
 
     def backend_version(self) -> str:
         """The backend's own version: of its library where that can change a number, and of its weights; "" for a

@@ -67,6 +67,7 @@ class Subtitles(Stage[SubtitlesSettings]):
 
     name: ClassVar[str] = "subtitles"
     version: ClassVar[int] = 1
+    backends: ClassVar = {"backend": BACKENDS}
     columns: ClassVar[dict[str, type]] = {
         "text_area": float,
         "subtitle_area": float,

@@ -1,4 +1,4 @@
-"""Texts to vectors, one a token: the interface of an encoder, and one without weights, by hashing.
+"""Texts to vectors, one a token: the interface of an encoder, one without weights, by hashing, and Wan's UMT5.
 
 The interface is that of UMT5 in Wan: a batch of texts in, padded embeddings and their mask out.
 """
@@ -7,10 +7,17 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple, Protocol
+from functools import cached_property, lru_cache
+from importlib.metadata import version
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, Protocol
 
 import numpy as np
+
+from tasks import weights
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import UMT5EncoderModel
 
 
 class Embedded(NamedTuple):
@@ -105,4 +112,57 @@ def _vector(word: str, dim: int) -> np.ndarray:
     return vector.astype(np.float32)
 
 
-ENCODERS: dict[str, type[TextEncoder]] = {"hashed": HashedText}
+class Umt5Text:
+    """UMT5-XXL's encoder with its published weights, in bfloat16, as Wan reads texts with it; its tokens are 512 at
+    most."""
+
+    networks: ClassVar = ("umt5",)
+
+    def __init__(self, dim: int, max_tokens: int) -> None:
+        from tasks.networks import umt5
+
+        has = umt5.config(weights.find("umt5"))["d_model"]
+        if dim != has:
+            raise ValueError(f"{dim} numbers a token: UMT5 gives {has}; set dim: {has}")
+        if max_tokens > umt5.MAX_TOKENS:
+            raise ValueError(f"{max_tokens} tokens: UMT5 reads {umt5.MAX_TOKENS} as Wan has it; set max_tokens to that")
+        self.dim, self.max_tokens = dim, max_tokens
+
+    @staticmethod
+    def version() -> str:
+        """transformers, tokenizers, torch and the weights."""
+        libraries = ", ".join(f"{name} {version(name)}" for name in ("transformers", "tokenizers", "torch"))
+        return f"{libraries}, weights {weights.digest('umt5')}"
+
+    @staticmethod
+    def check() -> None:
+        """Raises tasks.stage.MissingBackend where weights or tokenizer are missing or do not fit."""
+        from tasks.networks import umt5
+
+        weights.check("umt5")
+        umt5.tokenizer()
+
+    @cached_property
+    def _tokenizer(self) -> "Tokenizer":
+        from tasks.networks import umt5
+
+        return umt5.tokenizer()
+
+    @cached_property
+    def _network(self) -> "UMT5EncoderModel":
+        from tasks.networks import umt5
+        from tasks.networks.device import device
+
+        return umt5.load(device())
+
+    def encode(self, texts: Sequence[str]) -> Embedded:
+        """As TextEncoder says."""
+        from tasks.networks import umt5
+
+        ids = umt5.tokens(self._tokenizer, texts, self.max_tokens)
+        embeddings = umt5.states(self._network, ids).numpy()
+        lengths = np.array([len(row) for row in ids], int)
+        return Embedded(embeddings, np.arange(embeddings.shape[1]) < lengths[:, None])
+
+
+ENCODERS: dict[str, type[TextEncoder]] = {"hashed": HashedText, "umt5": Umt5Text}

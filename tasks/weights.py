@@ -3,6 +3,7 @@
 Every network has a folder of its own in one weights folder, `$UNDERSTUDY_WEIGHTS` or `~/.cache/understudy/weights`.
 """
 
+import argparse
 import contextlib
 import hashlib
 import importlib
@@ -43,7 +44,7 @@ class Published:
     files: names under the network's folder, each a pattern; "a|b": either will do, the first that is there. All that
         can change a number: a tokenizer and a config.json too.
     source: for `understudy models pull`, the fsspec address of a folder, a file or a zip of files; or of several, by
-        the subfolder that each goes to.
+        the subfolder that each goes to. `#name` at the end of a web address names the file where the address does not.
     gigabytes: of all files together. instead: the backend that serves without weights.
     takes: "module:function"; the function gives the keys and shapes that its network takes, from the network's folder.
         "" where a library reads a format of its own.
@@ -115,7 +116,7 @@ def missing(entry: Published, folder: Path) -> list[str]:
 def files(name: str, folder: Path | None = None) -> list[Path]:
     """All files of a network, in the catalogue's order; in its own folder when None. Raises MissingBackend."""
     folder = folder or find(name)
-    return [path for wanted in published(name).files for path in _matches(folder, wanted)]
+    return list(dict.fromkeys(path for wanted in published(name).files for path in _matches(folder, wanted)))
 
 
 def _matches(folder: Path, wanted: str) -> list[Path]:
@@ -175,7 +176,7 @@ def shapes(*paths: Path) -> Shapes:
             from safetensors import SafetensorError, safe_open
 
             try:
-                with safe_open(path, framework="pt") as tensors:
+                with safe_open(path, framework="numpy") as tensors:
                     found |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
             except (SafetensorError, OSError) as error:
                 raise WrongWeights(f"{path} cannot be read as safetensors: {error}") from None
@@ -201,8 +202,10 @@ def read(path: Path) -> dict[str, "torch.Tensor"]:
         except (SafetensorError, OSError) as error:
             raise WrongWeights(f"{path} cannot be read as safetensors: {error}") from None
     try:
-        # mapped, so that a look at keys and shapes reads no numbers; pickles of the old format cannot be
-        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+        # the arguments that a training script leaves beside the weights are a plain container as well
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            # mapped, so that a look at keys and shapes reads no numbers; pickles of the old format cannot be
+            state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:  # torch raises a dozen kinds, by what is wrong with the file
         raise WrongWeights(
             f"{path} cannot be read as weights alone, and nothing else is run from it: {_reason(error)}. "

@@ -180,8 +180,8 @@ def compare(run: RunFolder, recipe: Recipe) -> WhatIf:
                 "curate with it to see what comes of that"
             )
     same = _measured_alike(run.recipe, recipe)
-    unknown = [c for c in run.frame.columns if c.partition(".")[0] not in ("clips", *same)]
-    frame, stages = run.frame.drop(columns=unknown), list(recipe.measure)
+    frame, stages = run.frame_for(recipe.policy), list(recipe.measure)
+    frame = frame.drop(columns=[c for c in frame.columns if c.partition(".")[0] not in ("clips", *same)])
     decisions = decide(frame, recipe.policy, stages)
     before = funnel(run.frame, run.decisions, run.recipe.policy, run.stages)
     after = funnel(frame, decisions, recipe.policy, stages)

@@ -13,15 +13,15 @@ class Batch:
 
     latents: [batch, channels, latent frames, height, width] float32.
     audio: [batch, frames, window, mels] float32, the log-mel columns that belong to each frame (tasks.log_mel); where
-        there is a speaker_mask [batch, speakers, frames, window, mels], a sound of each speaker's own.
+        there is a speaker_mask, [batch, speakers, frames, window, mels], a sound of each speaker's own.
     audio_usable: [batch] bool; where it is False the audio is zeros, and dropped.
     text: [batch, tokens, text_dim] float32, zeros beyond a text's end. text_mask: [batch, tokens] bool, True within.
-    speaker_mask: [batch, speakers, height, width] bool, the latent pixels of each speaker; None for samples that name
-        no speakers, whose one sound is everybody's.
+    speaker_mask: [batch, speakers, latent frames, height, width] bool, the latent pixels of each speaker, who may move;
+        None for samples that name no speakers, whose one sound is everybody's.
     drop_text, drop_audio, drop_first, drop_last: [batch] bool, the conditions that the model is to do without: its null
         embedding in place of text or audio, noise in place of a clean first or last frame.
     weight: [batch] float32, 1; 0 for a sample that could not be read and that others stand in for, so that shapes
-        never change. Losses are to be weighted by it.
+        never change. A step's loss is the mean over the samples of weight 1.
     keys: clip ids. epochs: for each sample the epoch that it belongs to. tiers: for each sample its narrowest tier.
     fps: frames a second, of all.
     """

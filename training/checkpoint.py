@@ -1,13 +1,14 @@
 """Checkpoints: all that a training needs to go on exactly where it was, whole or absent.
 
-Written by torch.distributed.checkpoint, each worker its part, so that any number of workers can read them.
+Written by torch.distributed.checkpoint, each worker its part, so that any number of workers can read them. On a file
+system a checkpoint is made beside its place and renamed. An object store renames nothing: there a checkpoint is one
+from the moment that its progress.json is there, which is written last and removed first.
 """
 
 import contextlib
 import json
 import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from data_manifests.storage import Storage
 from training.ema import AveragedWeights
 from training.parallel import Team
 
@@ -52,71 +54,80 @@ class Trained:
         set_optimizer_state_dict(self._model, self._optimizer, state["optimizer"])
 
 
-def save(folder: Path, step: int, trained: Trained, progress: Mapping[str, Any], keep: int, team: Team) -> Path:
-    """Write a checkpoint, on every worker together, and remove all but the newest `keep`.
+def save(folder: Storage, step: int, trained: Trained, progress: Mapping[str, Any], keep: int, team: Team) -> None:
+    """Write a checkpoint, step-XXXXXXXX, on every worker together, and remove all but the newest `keep`.
 
-    It is made beside its place and renamed: a kill at any moment leaves whole checkpoints only. Where one of this step
-    is there already, it is left as it is.
+    A kill at any moment leaves whole checkpoints only. Where one of this step is there already, it is left as it is.
 
-    folder: on a file system that all workers share. progress: what goes on beside the tensors, as JSON can say it,
-    such as the loader's position; the same on every worker.
-
-    Returns: the checkpoint's folder, step-XXXXXXXX.
+    folder: that all workers share. progress: what goes on beside the tensors, as JSON can say it, such as the loader's
+    position; the same on every worker.
     """
-    whole, made = folder / f"step-{step:08d}", folder / f".step-{step:08d}.tmp"
-    if team.any(team.leads and whole.exists()):
-        return whole
+    name = f"step-{step:08d}"
+    made = f".{name}.tmp" if folder.is_local else name
+    if team.any(team.leads and name in whole_ones(folder)):
+        return
     if team.leads:
-        shutil.rmtree(made, ignore_errors=True)
-        made.mkdir(parents=True)
+        folder.remove(made)
     team.barrier()
     with _alone_without_a_word():
-        dcp.save({"trained": trained}, checkpoint_id=made, no_dist=team.size == 1)
+        dcp.save({"trained": trained}, checkpoint_id=_place(folder, made), no_dist=team.size == 1)
     if team.leads:
-        (made / _PROGRESS).write_text(json.dumps(dict(progress), sort_keys=True, indent=1) + "\n")
-        for path in [*made.iterdir(), made]:
-            _to_disk(path)
-        made.rename(whole)
-        _to_disk(folder)
+        folder.write_bytes(
+            f"{made}/{_PROGRESS}", (json.dumps(dict(progress), sort_keys=True, indent=1) + "\n").encode()
+        )
+        if folder.is_local:
+            here = Path(folder.root, made)
+            for path in [*here.iterdir(), here]:
+                _to_disk(path)
+            here.rename(Path(folder.root, name))
+            _to_disk(Path(folder.root))
         for old in whole_ones(folder)[:-keep]:
-            _remove(old)
+            _remove(folder, old)
     team.barrier()
-    return whole
 
 
-def latest(folder: Path) -> Path | None:
-    """The newest checkpoint in a phase's folder."""
+def latest(folder: Storage) -> str | None:
+    """The name of the newest checkpoint in a phase's folder."""
     return next(iter(whole_ones(folder)[-1:]), None)
 
 
-def whole_ones(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, oldest first."""
-    return sorted(path for path in folder.glob("step-*") if _NAME.fullmatch(path.name))
+def whole_ones(folder: Storage) -> list[str]:
+    """The names of the checkpoints in a folder, oldest first."""
+    names = [name for name in folder.folders() if _NAME.fullmatch(name)]
+    return [name for name in names if folder.is_local or f"{name}/{_PROGRESS}" in folder.files(name)]
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Storage) -> None:
     """Remove what a killed run left half-written or half-removed. Only for a run that has the folder to itself."""
-    for left in folder.glob(".step-*.tmp"):
-        shutil.rmtree(left, ignore_errors=True)
+    whole = whole_ones(folder)
+    for name in folder.folders():
+        if _NAME.fullmatch(name.removeprefix(".").removesuffix(".tmp")) and name not in whole:
+            folder.remove(name)
 
 
-def progress_of(checkpoint: Path) -> dict[str, Any]:
+def progress_of(folder: Storage, name: str) -> dict[str, Any]:
     """What stands beside a checkpoint's tensors. Raises CheckpointError."""
     try:
-        progress: dict[str, Any] = json.loads((checkpoint / _PROGRESS).read_text())
+        progress: dict[str, Any] = json.loads(folder.read_bytes(f"{name}/{_PROGRESS}"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(_UNREADABLE.format(checkpoint, error)) from None
+        raise CheckpointError(_UNREADABLE.format(_place(folder, name), error)) from None
     return progress
 
 
-def load(checkpoint: Path, trained: Trained, team: Team) -> None:
+def load(folder: Storage, name: str, trained: Trained, team: Team) -> None:
     """Let model, optimizer and averaged weights be as they were. Raises CheckpointError."""
+    folder.fs.invalidate_cache()
     try:
         with _alone_without_a_word():
-            dcp.load({"trained": trained}, checkpoint_id=checkpoint, no_dist=team.size == 1)
+            dcp.load({"trained": trained}, checkpoint_id=_place(folder, name), no_dist=team.size == 1)
     except (OSError, RuntimeError, ValueError, dcp.CheckpointException) as error:
         what = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(_UNREADABLE.format(checkpoint, what[-1][:300])) from error
+        raise CheckpointError(_UNREADABLE.format(_place(folder, name), what[-1][:300])) from error
+
+
+def _place(folder: Storage, name: str) -> Path | str:
+    """A checkpoint as torch.distributed.checkpoint is told of it: by a path, or by an address that fsspec knows."""
+    return Path(folder.root, name) if folder.is_local else f"{folder.address}/{name}"
 
 
 @contextlib.contextmanager
@@ -127,11 +138,15 @@ def _alone_without_a_word() -> Iterator[None]:
         yield
 
 
-def _remove(checkpoint: Path) -> None:
-    """Remove a checkpoint so that no moment leaves half of it under its name."""
-    aside = checkpoint.with_name(f".{checkpoint.name}.tmp")
-    checkpoint.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+def _remove(folder: Storage, name: str) -> None:
+    """Remove a checkpoint so that no moment leaves half of it as one."""
+    if folder.is_local:
+        aside = f".{name}.tmp"
+        Path(folder.root, name).rename(Path(folder.root, aside))
+        folder.remove(aside)
+    else:
+        folder.remove(f"{name}/{_PROGRESS}")
+        folder.remove(name)
 
 
 def _to_disk(path: Path) -> None:

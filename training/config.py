@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,13 +37,20 @@ class Timesteps(Strict):
 
 
 class Optimizer(Strict):
-    """AdamW. learning_rate: after `warmup_steps` of linear rise. max_grad_norm: of all gradients together."""
+    """AdamW. learning_rate: after `warmup_steps` of linear rise; decay: then it stays, or falls to 0 by half a cosine
+    until the phase's last step. max_grad_norm: of all gradients together."""
 
     learning_rate: float = Field(gt=0.0)
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=0.01, ge=0.0)
     max_grad_norm: float = Field(default=1.0, gt=0.0)
     warmup_steps: int = Field(default=0, ge=0)
+    decay: Literal["none", "cosine"] = "none"
+
+    def share_of_rate(self, step: int, steps: int) -> float:
+        """What share of the learning rate step 1 to `steps` of a phase takes."""
+        rise = min(1.0, step / max(1, self.warmup_steps))
+        return rise if self.decay == "none" else rise * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps))
 
 
 class Data(Strict):
@@ -50,6 +58,8 @@ class Data(Strict):
 
     frames: of the video, 4n + 1. fps: frames a second that clips must have. batch: samples a step, over all workers and
     accumulated micro-batches. latents: how video and text are encoded, as the curation's stage of that name says it.
+    whiten: the power of each channel's deviation in the dataset that the network's latents are divided by: 0 for a
+    codec whose channels are of unit variance on it, 1 to make them so.
     tiers: of the dataset, widest first. max_bad: share of samples that may be unreadable before the run stops.
     """
 
@@ -57,6 +67,7 @@ class Data(Strict):
     fps: int = Field(ge=1)
     batch: int = Field(ge=1)
     latents: LatentsSettings = LatentsSettings()
+    whiten: float = Field(default=0.0, ge=0.0, le=1.0)
     tiers: list[str] = Field(default=["main", "hq"], min_length=1)
     max_bad: Probability = 0.01
 
@@ -177,6 +188,32 @@ class TrainingRecipe(Strict):
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
+class Adapters(Strict):
+    """Low-rank changes of the layers that are not trained whole (Hu et al. 2022), times alpha / rank."""
+
+    rank: int = Field(ge=1)
+    alpha: float = Field(gt=0.0)
+
+
+class PhysicalState(Strict):
+    """Where and how much the physical state is supervised (training.physical_state_loss). block: of the main branch's
+    30, from 1. weight: of its loss beside flow matching's."""
+
+    block: int = Field(ge=1, le=30)
+    weight: float = Field(gt=0.0)
+
+
+class PhysAvatarTraining(Strict):
+    """The numbers of physavatar's training. Its network cannot be trained here yet."""
+
+    name: str
+    model: Literal["physavatar"]
+    data: Data
+    optimizer: Optimizer
+    adapters: Adapters
+    physical_state: PhysicalState
+
+
 def _is_phase(origin: str) -> bool:
     return origin != "new" and not origin.endswith(".safetensors")
 
@@ -184,11 +221,15 @@ def _is_phase(origin: str) -> bool:
 def load_training(name_or_path: str | Path) -> TrainingRecipe:
     """The `training` section of a recipe's YAML file, or of a recipe that comes along by its name.
 
-    Raises RecipeError with a line for each fault.
+    Raises RecipeError with a line for each fault, and for a model that cannot be trained here.
     """
     path = find_recipe(str(name_or_path))
     content: dict[str, Any] = read_yaml(path)
     section = content.get("training")
     if not isinstance(section, dict):
         raise RecipeError(f"{path}: it has no `training` section, so there is nothing to train")
-    return validate(TrainingRecipe, {**section, "name": content.get("name", path.stem)}, f"{path}: in training")
+    named, where = {**section, "name": content.get("name", path.stem)}, f"{path}: in training"
+    if section.get("model") == "physavatar":
+        validate(PhysAvatarTraining, named, where)
+        raise RecipeError(f"{where}: model: physavatar cannot be trained yet, its network is missing; take active_mind")
+    return validate(TrainingRecipe, named, where)

@@ -20,7 +20,8 @@ class TrainingError(RuntimeError):
 
 
 class Losses(NamedTuple):
-    """What a model makes of a batch. values: [batch] float32, each sample's loss. sigmas: [batch], its noise level."""
+    """What a model makes of a batch. values: [batch] float32, each sample's loss, whatever its weight. sigmas: [batch],
+    its noise level."""
 
     values: Tensor
     sigmas: Tensor
@@ -87,21 +88,22 @@ class Learner(Protocol):
 class Job:
     """A phase to be trained.
 
-    manifest: the dataset manifest's address. out: a folder that all workers share. learner: makes the family of models;
-    it has to travel to other processes, as the probe has to, which tells how well a sampled mouth follows a sound
-    (training.previews.Probe).
+    manifest: the dataset manifest's address. out: a folder that all workers share, or any fsspec address. learner:
+    makes the family of models; it has to travel to other processes, as the probe has to, which tells how well a sampled
+    mouth follows a sound (training.previews.Probe).
     """
 
     recipe: TrainingRecipe
     phase: str
     manifest: str
-    out: Path
+    out: Path | str
     learner: Callable[["Job", Team], Learner]
     probe: Callable[..., float | None] | None = None
 
     @property
-    def folder(self) -> Path:
-        return self.out / self.phase
+    def folder(self) -> str:
+        """The address of all that the phase leaves."""
+        return f"{self.out}/{self.phase}"
 
     @property
     def settings(self) -> Phase:

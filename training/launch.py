@@ -6,11 +6,10 @@ import os
 import secrets
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from data_manifests.storage import Storage
-from tasks.exclusive import exclusive
+from tasks.exclusive import OutputError, exclusive
 from training.job import Job, Outcome, TrainingError
 from training.trainer import train_phase
 
@@ -22,27 +21,43 @@ def launch(job: Job, workers: int = 1, ray: str | None = None) -> Outcome:
     """Train a phase to its end, or go on with it.
 
     workers: how many, each with a GPU where there are any. ray: address of a Ray cluster ("auto", "ray://..."), which
-    has to see the output folder at the same path. One worker without it trains in this process and needs no Ray.
+    has to see the output folder at the same path or address. One worker without it trains in this process and needs no
+    Ray.
 
     Raises what training.trainer.train_phase raises; tasks.exclusive.OutputError where another training is at work in
-    the output folder; TrainingError when workers were lost more often than the recipe's run.max_failures.
+    the output folder, which an object store does not tell, or the output cannot be written to; TrainingError when
+    workers were lost more often than the recipe's run.max_failures.
     """
     if job.recipe.data.batch % workers:
         fitting = [n for n in range(1, job.recipe.data.batch + 1) if job.recipe.data.batch % n == 0]
         near = sorted(sorted(fitting, key=lambda n: abs(n - workers))[:2])
         few = " or ".join(map(str, near))
         raise TrainingError(f"{workers} workers do not share a batch of {job.recipe.data.batch} evenly; take {few}")
-    with exclusive(Storage(str(job.out))):
+    out = Storage(str(job.out))
+    _try_writing(out)
+    with exclusive(out):
         if workers == 1 and ray is None:
             from training.parallel import Team, device_here
 
             return train_phase(job, Team(device=device_here()))
-        return _on_ray(job, workers, ray)
+        return _on_ray(job, out, workers, ray)
 
 
-def _on_ray(job: Job, workers: int, address: str | None) -> Outcome:
+def _try_writing(out: Storage) -> None:
+    """An object store that cannot be written to is known before any work; of a folder its lock has told."""
+    if out.is_local:
+        return
+    try:
+        out.write_bytes(".writable", b"")
+        out.remove(".writable")
+    except OSError as error:
+        raise OutputError(f"{out.address}: cannot be written to: {error}; give another --out") from error
+
+
+def _on_ray(job: Job, out: Storage, workers: int, address: str | None) -> Outcome:
     os.environ.update(_RAY_SETTINGS)
     import ray
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -52,13 +67,14 @@ def _on_ray(job: Job, workers: int, address: str | None) -> Outcome:
             raise TrainingError(f"{workers} workers are to have a GPU each, and there are {gpus}; take {gpus} workers")
         trainer = TorchTrainer(
             _work,  # type: ignore[arg-type]
-            train_loop_config={"job": replace(job, out=Path(job.out).absolute())},
+            train_loop_config={"job": replace(job, out=out.root if out.is_local else out.address)},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpus > 0),
             run_config=RunConfig(
                 # a name of its own, since Ray would take up an earlier run of the same name: what a phase goes on from
                 # are its own checkpoints
                 name=f"{job.phase}-{secrets.token_hex(4)}",
-                storage_path=str(Path(job.out).absolute() / ".ray"),
+                storage_path=f"{out.root}/.ray",
+                storage_filesystem=None if out.is_local else PyFileSystem(FSSpecHandler(out.fs)),
                 failure_config=FailureConfig(max_failures=job.recipe.run.max_failures),
             ),
         )

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from data_manifests.dataset import load
@@ -24,8 +24,10 @@ from training.models.sizes import ActiveMindSettings, active_mind_settings
 from training.parallel import Team
 from training.previews import Previews
 from training.tracking import Trackers
+from training.whitening import channel_std
 
 _NETWORK = "network."
+_LEAST_STD = 1e-3  # of a channel in which nothing is
 
 
 class Prediction(NamedTuple):
@@ -52,22 +54,27 @@ class MindAndMasks(nn.Module):
         return Prediction(output.velocity, self.mask_predictor(output.hidden, conditions.speaker_mask, 0))
 
 
-def model_settings(recipe: TrainingRecipe) -> ActiveMindSettings:
-    """The model of a recipe."""
+def model_settings(recipe: TrainingRecipe, std: np.ndarray | None = None) -> ActiveMindSettings:
+    """The model of a recipe. std: [channels], of the latents that it is trained on."""
     latents = recipe.data.latents
     window = -(-COLUMNS_PER_S // recipe.data.fps)  # columns of sound that a frame has (tasks.log_mel)
-    return active_mind_settings(recipe.size, latents.channels, latents.dim, window)
+    settings = active_mind_settings(recipe.size, latents.channels, latents.dim, window)
+    scale = () if std is None else tuple((np.maximum(std, _LEAST_STD) ** recipe.data.whiten).tolist())
+    return settings.model_copy(update={"latent_scale": scale})
 
 
-def load_trained(out: Path, phase: str, averaged: bool = True) -> MindAndMasks:
+def load_trained(out: Path | str, phase: str, averaged: bool = True) -> MindAndMasks:
     """A finished phase's model, on the CPU. averaged: its averaged weights, or those that were trained last.
+
+    out: the folder of the training, or its address.
 
     Raises PhaseError when the phase has not ended, or its weights cannot be read.
     """
     about = phases.about_weights(out, phase)
     if about is None:
         raise phases.PhaseError(f"{out}: phase {phase} has not ended; train it first")
-    weights = load_file(phases.weights_folder(out, phase) / (phases.AVERAGED if averaged else phases.WEIGHTS))
+    name = phases.AVERAGED if averaged else phases.WEIGHTS
+    weights = phases.read_weights(f"{phases.weights_folder(out, phase)}/{name}")
     model = MindAndMasks(ActiveMindSettings.model_validate(about["shape"]))
     model.load_state_dict(weights)
     return model.eval()
@@ -81,7 +88,8 @@ class ActiveMindLearner:
         self._recipe = job.recipe
         manifest = load(job.manifest)
         self.dataset = hashlib.sha256(manifest.encode()).hexdigest()
-        self._settings = model_settings(self._recipe)
+        std = channel_std(job.manifest, self._recipe, f"{job.out}/cache") if self._recipe.data.whiten else None
+        self._settings = model_settings(self._recipe, std)
         self._previews: Previews | None = None
 
     def about(self) -> dict[str, object]:
@@ -126,12 +134,14 @@ class ActiveMindLearner:
             conditions=phase.conditions,
             latents=data.latents,
             text_tokens=data.latents.max_tokens,
-            cache=str(job.out / "cache"),
+            cache=f"{job.out}/cache",
             max_bad=data.max_bad,
         )
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        data, device = batch.latents, batch.latents.device
+        device = batch.latents.device
+        scale = torch.tensor(self._settings.latent_scale or (1.0,), device=device)
+        data = batch.latents / scale[:, None, None, None]
         sigmas, noises = [], []
         for epoch, key in zip(batch.epochs, batch.keys, strict=True):
             drawn = generator(self._recipe.seed, self._job.phase, epoch, key)
@@ -145,9 +155,8 @@ class ActiveMindLearner:
         prediction: Prediction = model(flow_matching.noised(data, noise, sigma, clean), sigma, clean, conditions)
         values = flow_matching.squared_errors(prediction.velocity, data, noise, clean)
         if prediction.masks is not None and batch.speaker_mask is not None:
-            truth = batch.speaker_mask[:, :, None].expand(-1, -1, data.shape[2], -1, -1)
-            values = values + mask_loss(prediction.masks, truth)
-        return Losses(values * batch.weight, sigma)  # what stands in for a sample that cannot be read counts nothing
+            values = values + mask_loss(prediction.masks, batch.speaker_mask)
+        return Losses(values, sigma)
 
     def work(self, batch: Batch) -> tuple[int, float]:
         patch = self._settings.shape.patch

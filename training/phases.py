@@ -1,5 +1,6 @@
 """What a phase starts from and what it leaves: weights by parts of the model, as safetensors with their history."""
 
+import functools
 import hashlib
 import json
 import shutil
@@ -12,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from data_manifests.storage import Storage, local_copy
 from training.config import PARTS, Phase, TrainingRecipe
 
 WEIGHTS, AVERAGED, ABOUT = "model.safetensors", "averaged.safetensors", "weights.json"
@@ -25,13 +27,13 @@ class PhaseError(ValueError):
     """A phase that cannot start; the message names the phase and what to do."""
 
 
-def weights_folder(out: Path, phase: str) -> Path:
-    """Where a finished phase keeps its weights."""
-    return out / phase / "weights"
+def weights_folder(out: Path | str, phase: str) -> str:
+    """The address at which a finished phase keeps its weights."""
+    return f"{out}/{phase}/weights"
 
 
 def starting_weights(
-    own: Weights, phase: str, recipe: TrainingRecipe, out: Path, part_of: PartOf, counterpart: Counterpart
+    own: Weights, phase: str, recipe: TrainingRecipe, out: Path | str, part_of: PartOf, counterpart: Counterpart
 ) -> Weights:
     """The weights that a phase starts from, part by part as its `weights` say.
 
@@ -40,7 +42,7 @@ def starting_weights(
 
     Raises PhaseError when an earlier phase has not ended, or its weights are not of this model.
     """
-    files: dict[str, tuple[Path, Weights]] = {}
+    files: dict[str, tuple[str, Weights]] = {}
     found: Weights = {}
     faults: list[str] = []
     for name, value in own.items():
@@ -75,16 +77,22 @@ def split_origin(origin: str) -> tuple[str, str | None]:
     return name, part or None
 
 
-def _open(origin: str, phase: str, out: Path) -> tuple[Path, Weights]:
+def _open(origin: str, phase: str, out: Path | str) -> tuple[str, Weights]:
     is_file = origin.endswith(".safetensors")
-    path = Path(origin) if is_file else weights_folder(out, origin) / AVERAGED
+    address = origin if is_file else f"{weights_folder(out, origin)}/{AVERAGED}"
     try:
-        return path, load_file(path)
+        return address, read_weights(address)
     except FileNotFoundError:
         missing = "there is no such file" if is_file else f"train phase {origin} first"
-        raise PhaseError(f"phase {phase} starts from {path}: {missing}") from None
+        raise PhaseError(f"phase {phase} starts from {address}: {missing}") from None
     except (OSError, SafetensorError) as error:
-        raise PhaseError(f"phase {phase} starts from {path}: it cannot be read: {error}") from None
+        raise PhaseError(f"phase {phase} starts from {address}: it cannot be read: {error}") from None
+
+
+def read_weights(address: str) -> Weights:
+    """The tensors of a safetensors file, on the CPU. Raises OSError, SafetensorError."""
+    with local_copy(address) as path:
+        return load_file(path)
 
 
 def part_hashes(weights: Mapping[str, Tensor], part_of: PartOf) -> dict[str, str]:
@@ -98,39 +106,46 @@ def part_hashes(weights: Mapping[str, Tensor], part_of: PartOf) -> dict[str, str
     return {part: digest.hexdigest() for part, digest in digests.items()}
 
 
-def write_weights(out: Path, phase: str, model: Weights, averaged: Weights, about: Mapping[str, Any]) -> Path:
-    """Leave a phase's weights, and what is known of them, as one folder, whole or not at all."""
-    folder = weights_folder(out, phase)
-    made = folder.with_name(".weights.tmp")
-    shutil.rmtree(made, ignore_errors=True)
-    made.mkdir(parents=True)
+def write_weights(out: Path | str, phase: str, model: Weights, averaged: Weights, about: Mapping[str, Any]) -> None:
+    """Leave a phase's weights, and what is known of them, whole or not at all: as one folder that is renamed or, in an
+    object store, with what is known of them as the last."""
+    folder = Storage(weights_folder(out, phase))
+    made = Storage(f"{out}/{phase}/.weights.tmp") if folder.is_local else folder
+    if folder.is_local:
+        shutil.rmtree(made.root, ignore_errors=True)
+    else:
+        folder.remove(ABOUT)
     for name, weights in ((WEIGHTS, model), (AVERAGED, averaged)):
-        save_file({key: value.detach().cpu().contiguous() for key, value in weights.items()}, made / name)
-    (made / ABOUT).write_text(json.dumps(dict(about), sort_keys=True, indent=1) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    made.rename(folder)
-    return folder
+        plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+        made.write(name, functools.partial(save_file, plain))
+    made.write_bytes(ABOUT, (json.dumps(dict(about), sort_keys=True, indent=1) + "\n").encode())
+    if folder.is_local:
+        shutil.rmtree(folder.root, ignore_errors=True)
+        Path(made.root).rename(folder.root)
 
 
-def about_weights(out: Path, phase: str) -> dict[str, Any] | None:
+def about_weights(out: Path | str, phase: str) -> dict[str, Any] | None:
     """What a finished phase says of its weights; None when it has not ended."""
+    folder = Storage(weights_folder(out, phase))
     try:
-        about: dict[str, Any] = json.loads((weights_folder(out, phase) / ABOUT).read_text())
+        about: dict[str, Any] = json.loads(folder.read_bytes(ABOUT))
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise PhaseError(f"{weights_folder(out, phase) / ABOUT}: cannot be read: {error}") from None
+        raise PhaseError(f"{folder.address}/{ABOUT}: cannot be read: {error}") from None
     return about
 
 
 def settings_of(recipe: TrainingRecipe, phase: str, dataset: str) -> dict[str, Any]:
-    """All that decides what a phase learns, but for how long: two trainings with the same settings are one.
+    """All that decides what a phase learns: two trainings with the same settings are one, and one may go on where the
+    other ended. So the number of steps counts only where the learning rate falls towards the last of them.
 
     dataset: the sha256 of the dataset manifest.
     """
     settings = recipe.model_dump(mode="json", exclude={"name": True, "run": True, "phases": True, "data": {"max_bad"}})
     of_phase: Phase = recipe.phases[phase]
-    return {"dataset": dataset, **settings, "phase": of_phase.model_dump(mode="json", exclude={"steps"})}
+    left_out = {"steps"} if recipe.optimizer.decay == "none" else set()
+    return {"dataset": dataset, **settings, "phase": of_phase.model_dump(mode="json", exclude=left_out)}
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:

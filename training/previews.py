@@ -44,7 +44,7 @@ class Subject(NamedTuple):
     """A clip of the dataset whose first frame, sound and text a sample is made from.
 
     latent: [latent frames, channels, height, width]. audio: [frames, window, mels], or [speakers, frames, window, mels]
-    with a mask [speakers, height, width]. text: [tokens, dim]. sound: [samples] float32 at 16 kHz.
+    with a mask [speakers, latent frames, height, width]. text: [tokens, dim]. sound: [samples] float32 at 16 kHz.
     """
 
     key: str
@@ -62,14 +62,15 @@ class Previews:
         self._job, self._fps = job, job.recipe.data.fps
         self._codec = CODECS[job.recipe.data.latents.backend](job.recipe.data.latents.channels)
         self._subjects = list(_subjects(job))
+        self._probes: dict[str, tuple[Probe, float] | None] = {}
 
     def make(
         self, model: ActiveMind, step: int, folder: Path, team: Team, trackers: Trackers | None
     ) -> dict[str, float]:
         """Sample every subject, on every worker; the first one writes KEY.mp4 and KEY.png into `folder`, shows them and
-        gives the means of the probe: sync/true, sync/muted, sync/shifted, and sync_gain, true less the larger of the
-        others."""
-        found: list[tuple[float, float, float]] = []
+        gives the means of the probe: sync/true, sync/muted, sync/shifted, sync_gain, which is true less the larger of
+        the others, and sync/data, what the probe says of the clips themselves."""
+        found: list[tuple[float, float, float, float]] = []
         for subject in self._subjects:
             sounds = [subject.audio]
             if self._job.probe is not None:
@@ -85,19 +86,33 @@ class Previews:
             write_strip(strip, videos[0])
             if trackers is not None:
                 trackers.sample(step, subject.key, video, strip)
-            if self._job.probe is not None:
-                probed = [self._job.probe(frames, self._fps, subject.sound) for frames in videos]
+            chosen = self._probe(subject)
+            if chosen is not None:
+                probe, of_data = chosen
+                probed = [probe(frames, self._fps, subject.sound) for frames in videos]
                 if all(value is not None and math.isfinite(value) for value in probed):
-                    found.append(tuple(probed))  # type: ignore[arg-type]
+                    found.append((*probed, of_data))  # type: ignore[arg-type]
         if not found:
             return {}
-        true, muted, shifted = (float(value) for value in np.mean(found, axis=0))
+        true, muted, shifted, data = (float(value) for value in np.mean(found, axis=0))
         return {
+            "sync/data": data,
             "sync/true": true,
             "sync/muted": muted,
             "sync/shifted": shifted,
             "sync_gain": true - max(muted, shifted),
         }
+
+    def _probe(self, subject: Subject) -> tuple[Probe, float] | None:
+        """The job's probe, or the one for any picture where the job's can tell nothing of the clip itself, as of
+        puppets; and what it says of the clip. One for a subject all along, so that its curve is of one measure."""
+        if self._job.probe is None:
+            return None
+        if subject.key not in self._probes:
+            frames = self._decoded(torch.from_numpy(np.array(subject.latent, np.float32)))
+            told = ((probe, probe(frames, self._fps, subject.sound)) for probe in (self._job.probe, picture_probe))
+            self._probes[subject.key] = next(((probe, value) for probe, value in told if value is not None), None)
+        return self._probes[subject.key]
 
     def _silence(self, subject: Subject) -> np.ndarray:
         """What the sound's windows are where nothing is heard."""
@@ -118,7 +133,8 @@ class Previews:
             text_mask=torch.ones(1, len(subject.text), dtype=torch.bool, device=team.device),
             drop_audio=torch.zeros(1, dtype=torch.bool, device=team.device),
             drop_text=torch.zeros(1, dtype=torch.bool, device=team.device),
-            speaker_mask=None if subject.mask is None else one(subject.mask),
+            # the reference, behind the clip, is its first frame
+            speaker_mask=None if subject.mask is None else one(np.concatenate((subject.mask, subject.mask[:, :1]), 1)),
         )
         recipe = self._job.recipe
         seed = generator(recipe.seed, "preview", subject.key).initial_seed()
@@ -154,7 +170,7 @@ def _subjects(job: "Job") -> Iterator[Subject]:
     tiers = tiers_within(data.tiers, job.settings.tier)
     shards = sorted((s for s in load(address).shards if s.tier in tiers), key=lambda shard: shard.name)
     storage = Storage(address.rpartition("/")[0] or ("/" if address.startswith("/") else "."))
-    cache = Storage(str(job.out / "cache"))
+    cache = Storage(f"{job.out}/cache")
     reader = SampleReader(storage, shards, ClipLatents(data.latents, cache))
     left = job.recipe.run.samples
     for number, shard in enumerate(shards):
@@ -235,3 +251,26 @@ def lip_probe(frames: np.ndarray, fps: int, sound: np.ndarray) -> float | None:
             return None
     found = match(lip_curves(lips, fps), sound_curves(sound), max_offset_s=2 / fps)
     return found.correlation if found else None
+
+
+def picture_probe(frames: np.ndarray, fps: int, sound: np.ndarray) -> float | None:
+    """How much the brightness of some part of the picture goes with the loudness, 0 to 1: the largest correlation among
+    8 x 8 parts; None where nothing changes. A Probe for what has no face. Some part goes with any sound by chance: how
+    much of it is chance, muted and shifted sound tell."""
+    import cv2
+
+    count = min(len(frames), len(sound) * fps // SAMPLE_RATE)
+    if count < 2:
+        return None
+    edges = np.arange(count + 1) * SAMPLE_RATE // fps
+    power = np.add.reduceat(np.square(sound[: edges[-1]], dtype=np.float64), edges[:-1]) / np.diff(edges)
+    loudness = np.log(power + 1e-6)  # -60 dB
+    parts = np.stack([cv2.resize(frame, (8, 8), interpolation=cv2.INTER_AREA) for frame in frames[:count]])
+    brightness = parts.mean(axis=3, dtype=np.float64).reshape(count, -1)
+    loudness, brightness = loudness - loudness.mean(), brightness - brightness.mean(axis=0)
+    deviation = np.sqrt(np.square(brightness).mean(axis=0))
+    changing = deviation > 0.5  # grey levels
+    if not changing.any() or loudness.std() == 0:
+        return None
+    products = (brightness[:, changing] * loudness[:, None]).mean(axis=0)
+    return float(np.abs(products / (deviation[changing] * loudness.std())).max())

@@ -2,16 +2,19 @@
 
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import numpy as np
 
-from data_manifests.dataset import ShardEntry
+from data_manifests.dataset import ShardEntry, load
 from data_manifests.storage import Storage, answering
 from tasks.latent_codec import STRIDE_T
+from tasks.latents import LatentsSettings
 from tasks.log_mel import COLUMNS_PER_S, frame_windows
+from training.buckets import LoaderError
 from training.clip_latents import ClipLatents
-from training.shard_index import ArraySpan, Entry, Span
+from training.shard_index import ArraySpan, Entry, Span, read_index
 
 MELS = 80
 _GAP = 1 << 18  # bytes between two members that are rather read than left out by a second request
@@ -42,7 +45,8 @@ class Bucket(NamedTuple):
 
 class Arrays(NamedTuple):
     """latent: [latent frames, channels, height, width]. audio: as the bucket has it, None where unusable. text:
-    [tokens, dim], as many as there are. speaker_mask: [speakers, height, width] bool or None. The others float16 or 32.
+    [tokens, dim], as many as there are. speaker_mask: [speakers, latent frames, height, width] bool or None. The others
+    float16 or 32.
     """
 
     latent: np.ndarray
@@ -66,7 +70,7 @@ class SampleReader:
 
         Raises ValueError when it cannot have one, or its sound or masks do not fit.
         """
-        if not self._in_shard(entry):
+        if not self.in_shard(entry):
             if self._clip_latents is None:
                 raise ValueError("it has no latent.npy and text_embedding.npy, and no codec is given to make them")
             if "mp4" not in entry.files:
@@ -91,7 +95,7 @@ class SampleReader:
         assert self._clip_latents is not None
         return self._clip_latents.shape(entry.frames, entry.width, entry.height)
 
-    def _in_shard(self, entry: Entry) -> bool:
+    def in_shard(self, entry: Entry) -> bool:
         """Whether the shard's own latents are what is asked for."""
         latent, text = entry.arrays.get("latent"), entry.arrays.get("text_embedding")
         if latent is None or text is None or self._clip_latents is None:
@@ -106,7 +110,7 @@ class SampleReader:
         """
         frames = slice(STRIDE_T * first, STRIDE_T * first + bucket.video_frames)
         wanted: dict[str, ArraySpan] = {}
-        in_shard = self._in_shard(entry)
+        in_shard = self.in_shard(entry)
         if in_shard:
             wanted["latent"] = _rows(entry.arrays["latent"], slice(first, first + bucket.frames))
             wanted["text"] = entry.arrays["text_embedding"]
@@ -131,7 +135,7 @@ class SampleReader:
             arrays["audio"] = self._log_mel(shard, entry)[frames]
         elif entry.audio_usable and bucket.speakers:
             arrays["audio"] = arrays["audio"].swapaxes(0, 1)
-        mask: np.ndarray | None = np.any(arrays["mask"], axis=0) if "mask" in arrays else None
+        mask = _by_latent(arrays["mask"]) if "mask" in arrays else None
         return Arrays(arrays["latent"], arrays.get("audio"), arrays["text"], mask)
 
     def _log_mel(self, shard: int, entry: Entry) -> np.ndarray:
@@ -181,6 +185,36 @@ class SampleReader:
         if read != span.size:
             raise ValueError("the shard ends within it")
         return data
+
+
+def check_words(address: str, tiers: Sequence[str], settings: LatentsSettings) -> None:
+    """See that the words which are to be embedded can be had, by the first shard that a training would read.
+
+    Raises LoaderError where none of its samples has them, nor an embedding that serves; ManifestError.
+    """
+    if settings.text != "guidance":
+        return
+    storage = Storage(address.rpartition("/")[0] or ("/" if address.startswith("/") else "."))
+    shard = next((shard for shard in load(address).shards if shard.tier in tiers and shard.samples), None)
+    if shard is None:
+        return
+    reader = SampleReader(storage, [shard], ClipLatents(settings, None))
+    entries = [entry for entry in read_index(storage, shard, None).entries if not entry.fault]
+    with suppress(ValueError):  # a picture too small for these settings, which the loader tells of
+        if any("guidance.json" in entry.files or reader.in_shard(entry) for entry in entries):
+            return
+    if entries:
+        raise LoaderError(
+            f"{address}: the recipe's training.data.latents embed the guidance (text: guidance), and the samples of "
+            f"{shard.name} have no guidance.json; curate with the stage guidance, or embed the caption (text: caption)"
+        )
+
+
+def _by_latent(mask: np.ndarray) -> np.ndarray:
+    """Where speakers are in some of the frames that a latent frame covers: of masks [frames, speakers, height, width]
+    bool, [speakers, latent frames, height, width]."""
+    rest = mask[1:].reshape(-1, STRIDE_T, *mask.shape[1:]).any(axis=1)
+    return np.concatenate((mask[:1], rest)).swapaxes(0, 1)
 
 
 def _rows(array: ArraySpan, rows: slice) -> ArraySpan:

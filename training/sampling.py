@@ -85,7 +85,8 @@ def sample_clip(
     reference: [batch, channels, height, width], the reference image, as `reference_latent` encodes it.
     pseudo_last: how many latent frames beyond the last one the reference is positioned.
     mask_predictor: follows the speakers from step to step, from where `conditions.speaker_mask` says that they are in
-    the reference, or in the first frame where there is none.
+    the reference, or in the first frame where there is none. Without it they are where that mask says, in each of the
+    frames, the reference as the last, or in all of them alike.
 
     Returns: [batch, channels, frames, height, width], `first` included.
     """
@@ -96,10 +97,10 @@ def sample_clip(
         if first.shape[2] >= frames:
             raise ValueError(f"{first.shape[2]} latent frames to start from leave nothing of {frames} to be made")
         given[: first.shape[2]] = True
-        x = torch.cat((first, noise[:, :, first.shape[2] :]), dim=2)
+        x = torch.cat((model.scaled(first), noise[:, :, first.shape[2] :]), dim=2)
     if reference is not None:
         given[frames] = True
-        x = torch.cat((x, reference[:, :, None]), dim=2)
+        x = torch.cat((x, model.scaled(reference[:, :, None])), dim=2)
     velocity = _Guided(
         model,
         conditions,
@@ -108,7 +109,7 @@ def sample_clip(
         pseudo_last if reference is not None else None,
         mask_predictor,
     )
-    return euler(velocity, x, sigmas)[:, :, :frames]
+    return model.unscaled(euler(velocity, x, sigmas)[:, :, :frames])
 
 
 def first_noise(shape: tuple[int, ...], seed: int, device: torch.device | str = "cpu") -> Tensor:

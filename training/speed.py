@@ -45,11 +45,11 @@ class Meter:
         yield
         self._waited += time.perf_counter() - before
 
-    def add(self, losses: Tensor, sigmas: Tensor, tokens: int, forward_flops: float) -> None:
-        """Count a micro-batch. losses, sigmas: [batch]."""
+    def add(self, losses: Tensor, weights: Tensor, sigmas: Tensor, tokens: int, forward_flops: float) -> None:
+        """Count a micro-batch. losses: [batch], times weights: [batch], what each sample counts. sigmas: [batch]."""
         at = (sigmas * BUCKETS).long().clamp(0, BUCKETS - 1)
         self._buckets[0].index_add_(0, at, losses.double())
-        self._buckets[1].index_add_(0, at, torch.ones_like(losses, dtype=torch.float64))
+        self._buckets[1].index_add_(0, at, weights.double())
         self._tokens += tokens
         self._flops += 3 * forward_flops  # a backward pass is two forward passes
 
@@ -69,8 +69,8 @@ class Meter:
         """The numbers, on every worker together; then begins anew.
 
         loss, and by noise level; grad_norm before clipping; step_s; data_wait, the share of the time; tokens_per_s;
-        mfu, the model's operations against what the devices could do (attention and backward pass counted,
-        recomputation not), where that is known.
+        tflops_per_s, the model's operations (attention and backward pass counted, recomputation not); mfu, those
+        against what the devices could do, where that is known.
         """
         seconds = time.perf_counter() - self._since
         own = torch.tensor([self._tokens, self._flops, self._waited / seconds], dtype=torch.float64)
@@ -83,6 +83,7 @@ class Meter:
             "step_s": seconds / max(self._steps, 1),
             "data_wait": waited / self._team.size,
             "tokens_per_s": tokens / seconds,
+            "tflops_per_s": flops / seconds / 1e12,
         }
         for bucket in range(BUCKETS):
             if counts[bucket]:

@@ -6,7 +6,12 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Protocol
 
+from data_manifests.storage import answering, locate
 from tasks.stage import MissingBackend
+
+METRICS = "metrics.jsonl"
+_MLFLOW_RUN = "mlflow_run"  # holds the id of the run
+KEPT_ON = (METRICS, _MLFLOW_RUN)  # files that a phase which goes on goes on with
 
 
 class Tracker(Protocol):
@@ -44,12 +49,14 @@ class Metrics:
         self._file.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a metrics.jsonl, each with its step; none where there is no file. A line that a kill cut off is left
-    out."""
+def read_metrics(path: Path | str) -> list[dict[str, float]]:
+    """The rows of a metrics.jsonl, at a path or any fsspec address, each with its step; none where there is no file. A
+    line that a kill cut off is left out. Raises OSError where a store does not answer."""
     rows = []
     try:
-        lines = path.read_text().splitlines()
+        with answering(str(path)):
+            fs, place = locate(str(path))
+            lines = fs.cat_file(place).decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return []
     for line in lines:
@@ -63,12 +70,13 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 
 class TensorBoardTracker:
-    """Event files for TensorBoard."""
+    """Event files for TensorBoard, in `tensorboard` in a phase's folder."""
 
     def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(folder), purge_step=step + 1)
+        self._folder = folder
+        self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -79,7 +87,7 @@ class TensorBoardTracker:
         from PIL import Image
 
         self._writer.add_image(name, np.asarray(Image.open(strip).convert("RGB")), step, dataformats="HWC")
-        self._writer.add_text(f"{name}/video", str(video), step)
+        self._writer.add_text(f"{name}/video", str(video.relative_to(self._folder)), step)
 
     def close(self) -> None:
         self._writer.close()
@@ -94,7 +102,7 @@ class MLflowTracker:
         import mlflow  # type: ignore[import-not-found]
 
         mlflow.set_experiment(os.environ.get("MLFLOW_EXPERIMENT_NAME", "understudy"))
-        note = folder / "mlflow_run"
+        note = folder / _MLFLOW_RUN
         known = note.read_text().strip() if note.exists() else None
         self._mlflow = mlflow
         self._run = mlflow.start_run(run_id=known, run_name=None if known else name)
@@ -127,10 +135,10 @@ class Trackers:
     """All trackers of a phase as one."""
 
     def __init__(self, folder: Path, phase: str, step: int, names: Iterable[str]) -> None:
-        self._all: list[Tracker] = [Metrics(folder / "metrics.jsonl", step)]
+        self._all: list[Tracker] = [Metrics(folder / METRICS, step)]
         for name in names:
             if name == "tensorboard":
-                self._all.append(TensorBoardTracker(folder / "tensorboard", step))
+                self._all.append(TensorBoardTracker(folder, step))
             elif name == "mlflow":
                 self._all.append(MLflowTracker(folder, phase))
 

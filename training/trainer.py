@@ -5,7 +5,6 @@ import math
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterator, Sequence
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -13,12 +12,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
+from data_manifests.storage import Storage
 from training import checkpoint, phases
 from training.ema import AveragedWeights
-from training.job import Job, Learner, Loader, Losses, Outcome, TrainingError
+from training.job import Job, Learner, Loader, Outcome, TrainingError
+from training.outputs import Outputs
 from training.parallel import Team, bare, clip, full, gradient_norm, spread, syncing
 from training.speed import Meter
-from training.tracking import Trackers
+from training.tracking import KEPT_ON, Trackers
 
 Reported = Callable[[dict[str, float]], None]
 
@@ -56,12 +57,12 @@ class _PhaseRun:
     def __init__(self, job: Job, team: Team, learner: Learner, settings: dict[str, Any]) -> None:
         self._job, self._team, self._learner, self._settings = job, team, learner, settings
         self._how = job.recipe.run
-        self._checkpoints = job.folder / "checkpoints"
+        self._checkpoints = Storage(f"{job.folder}/checkpoints")
         if team.leads:
             checkpoint.sweep(self._checkpoints)
         team.barrier()
         there = checkpoint.latest(self._checkpoints)
-        progress = checkpoint.progress_of(there) if there else {}
+        progress = checkpoint.progress_of(self._checkpoints, there) if there else {}
         if there:
             _check_same(job, progress["settings"], settings)
         model = learner.model()
@@ -109,18 +110,20 @@ class _PhaseRun:
         self._averaged = AveragedWeights(self._bare, job.recipe.ema)
         self._state = checkpoint.Trained(self._bare, self._optimizer, self._averaged)
 
-    def _load(self, there: Path | None, progress: dict[str, Any]) -> None:
+    def _load(self, there: str | None, progress: dict[str, Any]) -> None:
         self._loader = self._learner.loader()
         self._step = 0
         if there is not None:
-            checkpoint.load(there, self._state, self._team)
+            checkpoint.load(self._checkpoints, there, self._state, self._team)
             self._loader.load_state_dict(progress["loader"])
             self._step = int(progress["step"])
         self._data: Generator[Any, None, None] = _closable(self._loader)
         self._resumed_at = self._step
-        self._trackers = (
-            Trackers(self._job.folder, self._job.phase, self._step, self._how.trackers) if self._team.leads else None
-        )
+        self._trackers: Trackers | None = None
+        self._outputs = Outputs(self._job.folder, KEPT_ON if self._team.leads else ())
+        if self._team.leads:
+            self._trackers = Trackers(self._outputs.path, self._job.phase, self._step, self._how.trackers)
+            self._outputs.copy()
 
     def __enter__(self) -> "_PhaseRun":
         return self
@@ -129,6 +132,10 @@ class _PhaseRun:
         self._data.close()
         if self._trackers is not None:
             self._trackers.close()
+        try:
+            self._outputs.copy()
+        finally:
+            self._outputs.close()
 
     # ---- the loop ----
 
@@ -161,39 +168,41 @@ class _PhaseRun:
         with meter.waiting():
             share_of_batch = next(self._data)
         micro_batches = share_of_batch.split(self._how.micro_batch or len(share_of_batch))
-        # gradients are averaged over the workers, and the loss is the mean over all samples of the step
-        share = team.size / job.recipe.data.batch
-        taken: list[tuple[Sequence[str], Losses]] = []
+        # gradients are averaged over the workers, and the loss is the mean over the step's samples that could be read
+        counted = float(team.sum(share_of_batch.weight.sum().to(device, torch.float32)))
+        share = team.size / max(counted, 1.0)
+        taken: list[tuple[Sequence[str], Tensor]] = []
         for number, batch in enumerate(micro_batches, 1):
             batch = batch.to(device)
             with syncing(self._model, last=number == len(micro_batches)):
                 with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
                     losses = self._learner.losses(self._model, batch)
-                (losses.values.sum() * share).backward()
-            taken.append((batch.keys, Losses(losses.values.detach(), losses.sigmas.detach())))
-            meter.add(losses.values.detach(), losses.sigmas, *self._learner.work(batch))
+                weighted = losses.values * batch.weight
+                (weighted.sum() * share).backward()
+            taken.append((batch.keys, weighted.detach()))
+            meter.add(weighted.detach(), batch.weight, losses.sigmas, *self._learner.work(batch))
         for parameter in self._trained:
             if parameter.grad is None:  # a part that no sample of the step has touched
                 parameter.grad = torch.zeros_like(parameter)
         norm = gradient_norm(self._trained)
-        total = sum((losses.values.sum() for _, losses in taken), torch.zeros((), device=device))
+        total = sum((losses.sum() for _, losses in taken), torch.zeros((), device=device))
         of_all = team.sum(torch.stack([total.float(), torch.tensor(float(asked.is_set()), device=device)])).tolist()
         if not math.isfinite(of_all[0]) or not math.isfinite(float(norm)):
             self._stop_at_what_is_not_finite(taken)
         clip(self._trained, norm, job.recipe.optimizer.max_grad_norm)
         self._step += 1
         for group in self._optimizer.param_groups:
-            group["lr"] = self._rate * min(1.0, self._step / max(1, job.recipe.optimizer.warmup_steps))
+            group["lr"] = self._rate * job.recipe.optimizer.share_of_rate(self._step, job.settings.steps)
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._averaged.update(self._step)
-        self._loss = of_all[0] / job.recipe.data.batch
+        self._loss = of_all[0] / max(counted, 1.0)
         meter.step(float(norm))
         return of_all[1] > 0
 
-    def _stop_at_what_is_not_finite(self, taken: list[tuple[Sequence[str], Losses]]) -> None:
+    def _stop_at_what_is_not_finite(self, taken: list[tuple[Sequence[str], Tensor]]) -> None:
         wrong = [
-            key for keys, losses in taken for key, value in zip(keys, losses.values.tolist(), strict=True)
+            key for keys, losses in taken for key, value in zip(keys, losses.tolist(), strict=True)
             if not math.isfinite(value)
         ]  # fmt: skip
         everywhere = sorted(key for keys in self._team.gather(wrong) for key in keys)
@@ -216,21 +225,24 @@ class _PhaseRun:
             "settings": self._settings,
             "started_from": self._started_from,
         }
+        self._outputs.copy()  # first, so that whoever goes on from the checkpoint has the curve up to it
         checkpoint.save(self._checkpoints, self._step, self._state, progress, self._how.keep, self._team)
 
     def _show(self, meter: Meter) -> None:
         values = meter.read()
         if self._trackers is not None:
             self._trackers.scalars(self._step, {**values, "learning_rate": self._optimizer.param_groups[0]["lr"]})
+            self._outputs.copy(now=False)
 
     def _sample(self) -> None:
-        folder = self._job.folder / "samples" / f"step-{self._step:08d}"
+        folder = self._outputs.path / "samples" / f"step-{self._step:08d}"
         self._bare.eval()
         with self._averaged.in_place(), torch.no_grad():
             measured = self._learner.sample(self._bare, self._step, folder, self._trackers)
         self._bare.train()
         if self._trackers is not None and measured:
             self._trackers.scalars(self._step, measured)
+        self._outputs.copy()
 
     def _leave_weights(self) -> None:
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)

@@ -37,16 +37,17 @@ CATALOGUE: dict[str, Published] = {
         Published(
             "xpose",
             ("unipose_swint.pth|*.pth|*.safetensors",),
-            "hf://IDEA-Research/UniPose/unipose_swint.pth",
+            "https://drive.usercontent.google.com/download?id=13gANvGWyWApMFTAtC3ntrMgx0fOocjIa&export=download&confirm=t"
+            "#unipose_swint.pth",
             "IDEA licence, non-commercial scientific research only",
-            0.97,
+            1.3,
             "pose's backend `landmarks`",
             "tasks.networks.xpose:takes",
             _RESEARCH,
         ),
         Published(
             "whisper",
-            ("config.json", "*.safetensors"),
+            ("config.json", "model.safetensors|*.safetensors"),  # beside it lie parts of the same in float32
             "hf://openai/whisper-large-v3",
             "MIT",
             3.1,
@@ -62,11 +63,15 @@ CATALOGUE: dict[str, Published] = {
             "aesthetics' backend `classical`",
             "",
             _RESEARCH,
+            also=("*.json", "*.py", "tokenizer.model"),
         ),
         Published(
             "insightface",
-            ("models/*/*.onnx",),
-            "https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip",
+            (
+                "models/buffalo_l/det_10g.onnx|models/antelopev2/scrfd_10g_bnkps.onnx",
+                "models/buffalo_l/w600k_r50.onnx|models/antelopev2/glintr100.onnx",
+            ),
+            {"models/buffalo_l": "https://github.com/deepinsight/insightface/releases/download/v0.7/buffalo_l.zip"},
             "models for non-commercial research only",
             0.33,
             "identity's backend `mediapipe`",
@@ -76,7 +81,7 @@ CATALOGUE: dict[str, Published] = {
         Published(
             "paddleocr",
             ("det/inference.*", "rec/inference.*"),
-            "https://paddle-model-ecology.bj.bcebos.com/paddlex/official_inference_model/paddle3.0.0",
+            {"det": "hf://PaddlePaddle/PP-OCRv5_server_det", "rec": "hf://PaddlePaddle/PP-OCRv5_server_rec"},
             "Apache-2.0",
             0.17,
             "subtitles' backend `rapidocr`",
@@ -98,6 +103,7 @@ CATALOGUE: dict[str, Published] = {
             "Apache-2.0 (7B)",
             22.4,
             "guidance's backend `templates`",
+            also=("*.json", "*.txt"),
         ),
         Published(
             "minicpm-o",
@@ -106,6 +112,7 @@ CATALOGUE: dict[str, Published] = {
             "Apache-2.0 (code); MiniCPM model licence (weights)",
             17.3,
             "guidance's backend `templates`",
+            also=("*.json", "*.txt", "*.py"),
         ),
         Published(
             "wan-vace",
@@ -115,10 +122,12 @@ CATALOGUE: dict[str, Published] = {
             8.6,
             "no embedded model",
             "training.models.wan_vace:takes",
+            also=("*.safetensors.index.json",),
+            serves="training",
         ),
         Published(
             "wan-vae",
-            ("*.safetensors|Wan2.1_VAE.pth", "config.json|Wan2.1_VAE.pth"),
+            ("Wan2.1_VAE.pth|*.safetensors", "Wan2.1_VAE.pth|config.json"),
             "hf://Wan-AI/Wan2.1-VACE-1.3B-diffusers/vae",
             "Apache-2.0",
             0.51,
@@ -128,8 +137,8 @@ CATALOGUE: dict[str, Published] = {
         Published(
             "umt5",
             (
-                "text_encoder/*.safetensors|models_t5_umt5-xxl-enc-bf16.pth",
-                "text_encoder/config.json|models_t5_umt5-xxl-enc-bf16.pth",
+                "models_t5_umt5-xxl-enc-bf16.pth|text_encoder/*.safetensors",
+                "models_t5_umt5-xxl-enc-bf16.pth|text_encoder/config.json",
                 "tokenizer/tokenizer.json|google/umt5-xxl/tokenizer.json",
             ),
             "hf://Wan-AI/Wan2.1-VACE-1.3B-diffusers",
@@ -146,6 +155,7 @@ CATALOGUE: dict[str, Published] = {
             0.1,
             "no embedded network",
             "tasks.networks.fid_inception:takes",
+            serves="evaluation",
         ),
         Published(
             "i3d",
@@ -155,6 +165,7 @@ CATALOGUE: dict[str, Published] = {
             0.05,
             "no embedded network",
             "tasks.networks.i3d:takes",
+            serves="evaluation",
         ),
     )
 }

@@ -86,15 +86,17 @@ class _MotionEncoder(nn.Module):
         return torch.cat([F.relu(self.conv(torch.cat([seen, moved], 1))), flow], 1)
 
 
+def _gate(kernel: tuple[int, int]) -> nn.Conv2d:
+    return nn.Conv2d(3 * _HIDDEN, _HIDDEN, kernel, padding=(kernel[0] // 2, kernel[1] // 2))
+
+
 class _Gru(nn.Module):
     """A convolutional GRU, along the rows and then along the columns."""
 
     def __init__(self) -> None:
         super().__init__()
-        for number, kernel in ((1, (1, 5)), (2, (5, 1))):
-            for gate in "zrq":
-                padding = (kernel[0] // 2, kernel[1] // 2)
-                setattr(self, f"conv{gate}{number}", nn.Conv2d(3 * _HIDDEN, _HIDDEN, kernel, padding=padding))
+        self.convz1, self.convr1, self.convq1 = (_gate((1, 5)) for _ in range(3))
+        self.convz2, self.convr2, self.convq2 = (_gate((5, 1)) for _ in range(3))
 
     def forward(self, h: Tensor, x: Tensor) -> Tensor:
         for z_of, r_of, q_of in (
@@ -217,11 +219,11 @@ def takes(folder: Path) -> weights.Shapes:
     """The keys and shapes of the checkpoint in `folder`, in whichever of the two namings it is written."""
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in Raft().state_dict().items()}
-    return {to_torchvision(key): shape for key, shape in shapes.items()} if _of_torchvision() else shapes
+    return {to_torchvision(key): shape for key, shape in shapes.items()} if _of_torchvision(folder) else shapes
 
 
-def _of_torchvision() -> bool:
-    return any(key.startswith("feature_encoder.") for key in weights.shapes(*weights.files("raft")))
+def _of_torchvision(folder: Path) -> bool:
+    return any(key.startswith("feature_encoder.") for key in weights.shapes(*weights.files("raft", folder)))
 
 
 def load(dtype: torch.dtype = torch.float32) -> Raft:

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_manifests.dataset import DatasetManifest, ShardEntry, load, verify
+from data_manifests.dataset import DatasetManifest, NoDataset, ShardEntry, load, verify
 from data_manifests.lineage import RecipeName
 from data_manifests.sources import ManifestError
 from data_manifests.storage import Storage
@@ -274,3 +274,14 @@ def test_sizes_that_a_tar_claims_are_not_believed(storage: Storage) -> None:
         agree(storage, shard)
         assert any(what.startswith(f"{shard.name}: ") for what in faults(storage))
         assert len(faults(storage)) >= 2
+
+
+def test_where_there_is_no_dataset_the_one_nearby_is_named(tmp_path: Path) -> None:
+    with pytest.raises(NoDataset, match="there is no such dataset manifest"):
+        verify(f"{tmp_path}/nothing/dataset.json")
+    with pytest.raises(NoDataset, match=r"is a folder without a dataset\.json"):
+        load(str(tmp_path))
+    (tmp_path / "dataset.json").write_text("{}")
+    with pytest.raises(NoDataset, match=f"give its dataset manifest: {tmp_path}/dataset.json"):
+        load(f"{tmp_path}/")
+    assert str(verify(f"{tmp_path}/dataset.json")).endswith(": 1 fault")

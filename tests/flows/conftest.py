@@ -1,10 +1,16 @@
 """What the tests that look at a finished run share."""
 
 import json
+import os
 import re
 import shutil
+import socket
 import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -15,6 +21,7 @@ from data_manifests.dataset import DatasetManifest
 from data_manifests.sources import BadRow, SourceRow
 from data_manifests.storage import Storage
 from flows.report import add_times
+from flows.summary import Summary
 from tasks.curation import Curation, StepResult
 from tasks.engine import Engine
 from tasks.outcome import Outcome
@@ -24,6 +31,94 @@ FILES = ["talk_3s.mp4", "cuts_plain.mp4", "frozen.mp4", "shake.mp4", "nobody.mp4
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}.mp4"
 
 Curate = Callable[..., Outcome]
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Server:
+    """A Prefect server of the tests' own. env: for what is to be started against it."""
+
+    api: str
+    env: dict[str, str]
+
+    def prefect(self, *arguments: str, timeout: float = 240) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+            env=self.env, cwd=ROOT, capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        request = urllib.request.Request(
+            f"{self.api}{path}", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request) as answer:
+            return json.load(answer)
+
+    def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(
+            [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
+            env=self.env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One for all tests, since a start takes ten seconds. Flows that run in this process use it as well."""
+    from prefect.settings import PREFECT_API_URL, temporary_settings
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    api = f"http://127.0.0.1:{port}/api"
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")} | {
+        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "PREFECT_API_URL": api,
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_WORKER_QUERY_SECONDS": "2",
+        "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+        "DO_NOT_TRACK": "1",
+    }
+    running = Server(api, env)
+    process = running.start("server", "start", "--port", str(port))
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"{api}/health").read()
+                break
+            except OSError:
+                assert process.poll() is None, "the server ended"
+                time.sleep(0.2)
+        with temporary_settings({PREFECT_API_URL: api}):
+            yield running
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+FLOW_FILES = ["talk_medium.mp4", "cuts_plain.mp4", "fps_2997.mp4", "nobody.mp4", "truncated.mp4"]
+
+
+@pytest.fixture(scope="session")
+def folder_of_footage(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a few of the generated files: talking, cuts, an awkward timing, a broken one, a copy."""
+    folder = tmp_path_factory.mktemp("folder of footage")
+    for name in FLOW_FILES:
+        shutil.copy(world.path(name), folder / name)
+    shutil.copy(folder / FLOW_FILES[0], folder / "copy of the first.mp4")
+    (folder / "notes.txt").write_text("not footage")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def curated(server: Server, folder_of_footage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
+    """What the flow makes of the folder, undisturbed, to be looked at only."""
+    from flows.curate import CurateParameters, curate
+
+    out = tmp_path_factory.mktemp("curated")
+    parameters = CurateParameters(manifest=str(folder_of_footage), recipe="tests/three_stages.yaml", out=str(out))
+    return out, curate(parameters)
 
 
 @pytest.fixture(scope="session")

@@ -1,14 +1,17 @@
 """From clips near a threshold over a person's marks to the threshold that agrees best."""
 
 import re
+import weakref
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from flows.calibrate import CalibrationError, calibrate, default_page, read_marks, write_page
+from flows.calibrate import CalibrationError, Marks, ask, calibrate, default_page, read_marks
 from flows.cli import app
+from flows.pages import write_page as write
 from tasks.clip import Clip
 from tasks.outcome import Outcome
 from tasks.recipe import load_recipe, recipe_of
@@ -50,12 +53,32 @@ def test_a_person_marks_by_mouse_and_by_keys_and_the_marks_come_back(
     assert told["plays"] == [True] * 4
     assert told["wide"] == 390 and told["count"] == "3" and len(told["stored"]) == 1
     lines = told["csv"].splitlines()
-    assert lines[0] == "rule,clip_id,mark"
+    assert lines[0] == "rule,bound,clip_id,mark"
     assert [line.rpartition(",")[2] for line in lines[1:]] == ["good", "bad", "bad"]
     marks = tmp_path / "marks.csv"
     marks.write_text(told["csv"])
     shown = CliRunner().invoke(app, ["calibrate", finished[0], "--rule", "spoken", "--marks", str(marks)])
     assert shown.exit_code == 0 and "3 clips marked, 1 of them good" in shown.output and "kappa" in shown.output
+
+
+def test_a_page_holds_one_clip_at_a_time(tmp_path: Path) -> None:
+    class Card(dict[str, str]):
+        """One that a weak reference can be had to."""
+
+    made: list[weakref.ref[Card]] = []
+    held: list[int] = []
+
+    def cards() -> Iterator[Card]:
+        for number in range(20):
+            card = Card(id=f"clip-{number}", poster="data:,", video="data:,")
+            made.append(weakref.ref(card))
+            held.append(sum(ref() is not None for ref in made))
+            yield card
+
+    about = {"rule": "r", "bound": "min", "score": "a.b", "storage_key": "k", "count": 20}
+    write(tmp_path / "page.html", "calibrate.html", clips=cards(), **about)
+    assert (tmp_path / "page.html").read_text().count("<fieldset") == len(held) == 20
+    assert max(held) <= 3
 
 
 def test_the_page_tells_nobody_what_was_measured_and_needs_no_network(finished: Finished, page: Path) -> None:
@@ -88,7 +111,7 @@ def test_a_clip_is_shown_as_the_stage_saw_it_not_as_it_was_cropped_later(
 
     monkeypatch.setattr("flows.calibrate.still", still)
     for rule in ("person", "inside", "spoken"):
-        assert write_page(str(tmp_path / "out"), rule, None, 2, tmp_path / "page.html") == 1
+        assert ask(str(tmp_path / "out"), rule, None, 2, tmp_path / "page.html") == 1
     assert shown[0][0] > shown[0][1] == 256 and shown[1:] == [(128, 128)] * 2
 
 
@@ -96,7 +119,7 @@ def test_the_best_threshold_is_the_one_that_a_person_meant(finished: Finished, t
     run = RunFolder(finished[0])
     values = run.frame["speech.fraction"].dropna().sort_values()
     meant = sorted({*values})[2]
-    found = calibrate(run, "spoken", None, {clip_id: bool(value >= meant) for clip_id, value in values.items()})
+    found = calibrate(run, "spoken", Marks("min", {clip_id: bool(value >= meant) for clip_id, value in values.items()}))
     assert found.best.kappa == 1.0 and found.present.kappa != 1.0
     below = max(value for value in values if value < meant)
     assert below < found.best.threshold < meant
@@ -110,28 +133,35 @@ def test_the_best_threshold_is_the_one_that_a_person_meant(finished: Finished, t
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "its first line is to be rule,clip_id,mark"),
+        ("", "its first line is to be rule,bound,clip_id,mark"),
         ("clip_id,mark\na,good\n", "its first line is to be"),
-        ("rule,clip_id,mark\n", "there is no mark in it"),
-        ("rule,clip_id,mark\nspoken,a,fine\nspoken,b\n", ":2: a line is rule,clip_id,mark"),
-        ("rule,clip_id,mark\nperson,a,good\n", "marks.csv:2: this is a mark for 'person', not for 'spoken'"),
-        ("rule,clip_id,mark\nspoken,a,good\n\nspoken,a,bad\n", "marks.csv:4: a is marked good and bad"),
-        ("rule,clip_id,mark\n" + "x\n" * 50, "and 40 more"),
-        ("rule,clip_id,mark\nspoken," + "a" * 200_000 + ",good\n", "cannot be read as CSV"),
+        ("rule,bound,clip_id,mark\n", "there is no mark in it"),
+        ("rule,bound,clip_id,mark\nspoken,min,a,fine\nspoken,b\n", ":2: a line is rule,bound,clip_id,mark"),
+        (
+            "rule,bound,clip_id,mark\nperson,min,a,good\n",
+            "csv:2: this is a mark for 'person' (min), not for 'spoken' (min)",
+        ),
+        ("rule,bound,clip_id,mark\nspoken,min,a,good\n\nspoken,min,a,bad\n", "marks.csv:4: a is marked good and bad"),
+        (
+            "rule,bound,clip_id,mark\nspoken,max,a,good\nspoken,min,b,good\n",
+            "for 'spoken' (min), not for 'spoken' (max)",
+        ),
+        ("rule,bound,clip_id,mark\n" + "x\n" * 50, "and 40 more"),
+        ("rule,bound,clip_id,mark\nspoken,min," + "a" * 200_000 + ",good\n", "cannot be read as CSV"),
     ],
 )
 def test_marks_that_cannot_be_meant_are_refused_with_their_line(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "marks.csv"
     path.write_text(text)
     with pytest.raises(CalibrationError) as refusal:
-        read_marks(path, "spoken")
+        read_marks(path, "spoken", None)
     assert message in str(refusal.value)
 
 
 def test_marks_survive_a_spreadsheet(tmp_path: Path) -> None:
     path = tmp_path / "marks.csv"
-    path.write_bytes("\ufeffrule,clip_id,mark\r\nspoken, a ,good\r\n,,\r\nspoken,b,bad\r\n".encode())
-    assert read_marks(path, "spoken") == {"a": True, "b": False}
+    path.write_bytes("\ufeffrule,bound,clip_id,mark\r\nspoken,min, a ,good\r\n,,\r\nspoken,min,b,bad\r\n".encode())
+    assert read_marks(path, "spoken", None) == Marks("min", {"a": True, "b": False})
 
 
 @pytest.mark.parametrize(
@@ -146,7 +176,7 @@ def test_marks_survive_a_spreadsheet(tmp_path: Path) -> None:
 def test_a_calibration_that_cannot_be_had_is_refused(
     finished: Finished, tmp_path: Path, options: list[str], message: str
 ) -> None:
-    (tmp_path / "strange.csv").write_text("rule,clip_id,mark\nspoken,elsewhere,good\n")
+    (tmp_path / "strange.csv").write_text("rule,bound,clip_id,mark\nspoken,min,elsewhere,good\n")
     refused = CliRunner().invoke(app, ["calibrate", finished[0], *(o.format(tmp=tmp_path) for o in options)])
     assert refused.exit_code == 2 and message in refused.output
 

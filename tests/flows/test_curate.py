@@ -2,11 +2,9 @@
 
 import csv
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,28 +13,17 @@ import pytest
 from data_manifests.dataset import verify
 from flows.curate import CurateParameters, curate
 from flows.summary import Summary
+from tests.flows.conftest import FLOW_FILES, Server
 
 DEMO = "tests/three_stages.yaml"
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
-
-    with temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180}), prefect_test_harness(180):
-        yield
+pytestmark = pytest.mark.usefixtures("server")
 
 
-@pytest.fixture(scope="module")
-def footage(world, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a few of the generated files: talking, cuts, an awkward timing, a broken one, a copy."""
-    folder = tmp_path_factory.mktemp("footage")
-    for name in FILES:
-        shutil.copy(world.path(name), folder / name)
-    shutil.copy(folder / FILES[0], folder / "copy of the first.mp4")
-    (folder / "notes.txt").write_text("not footage")
-    return folder
+@pytest.fixture
+def footage(folder_of_footage: Path) -> Path:
+    return folder_of_footage
 
 
 def run(footage: Path | str, out: Path | str, recipe: str = DEMO, workers: int | None = None) -> Summary:
@@ -50,22 +37,13 @@ def shards(out: Path) -> dict[str, bytes]:
     }
 
 
-FILES = ["talk_medium.mp4", "cuts_plain.mp4", "fps_2997.mp4", "nobody.mp4", "truncated.mp4"]
-
-
-@pytest.fixture(scope="module")
-def curated(footage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
-    out = tmp_path_factory.mktemp("curated")
-    return out, run(footage, out)
-
-
 def test_every_file_and_every_clip_is_accounted_for(footage: Path, curated: tuple[Path, Summary]) -> None:
     import pandas as pd
 
     out, summary = curated
     with (out / "sources.csv").open(newline="", encoding="utf-8") as file:
         rows = {Path(row["uri"]).name: row for row in csv.DictReader(file)}
-    assert set(rows) == {*FILES, "copy of the first.mp4"}
+    assert set(rows) == {*FLOW_FILES, "copy of the first.mp4"}
     assert rows["truncated.mp4"]["status"] == "error" and "truncated" in rows["truncated.mp4"]["reason"]
     assert sorted(r["status"] for r in rows.values()) == ["duplicate", "error", "ok", "ok", "ok", "ok"]
     clips = pd.read_parquet(out / "clips.parquet")
@@ -154,13 +132,11 @@ def test_from_a_bucket_into_a_bucket(footage: Path, s3_folder: str) -> None:
     assert not run(f"{s3_folder}/raw/footage.jsonl", f"{s3_folder}/out").new
 
 
-def command(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "flows.cli", *map(str, arguments)], capture_output=True, text=True, env={**os.environ}
-    )
+def test_the_exit_code_tells_done_from_errors_from_failure(footage: Path, server: Server, tmp_path: Path) -> None:
+    def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
+        line = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+        return subprocess.run(line, capture_output=True, text=True, env=server.env)
 
-
-def test_the_exit_code_tells_done_from_errors_from_failure(footage: Path, tmp_path: Path) -> None:
     sound = tmp_path / "sound"
     sound.mkdir()
     shutil.copy(footage / "talk_medium.mp4", sound)

@@ -1,36 +1,26 @@
 """A run that is killed goes on where it stopped, and ends with the bytes of an undisturbed one."""
 
-import os
 import random
-import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 
-ROOT = Path(__file__).parents[2]
-FILES = ["talk_3s.mp4", "cuts_plain.mp4", "fps_2997.mp4", "nobody.mp4", "truncated.mp4"]
-
-
-@pytest.fixture(scope="module")
-def footage(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("footage")
-    for name in FILES:
-        shutil.copy(world.path(name), folder / name)
-    return folder
-
+from flows.summary import Summary
+from tests.flows.conftest import ROOT, Server
 
 TELL_TIME = ("times.json", "report.html")  # how long it took is no part of the outcome
 
 
-def start(footage: Path, out: Path, home: Path, recipe: str) -> "subprocess.Popen[bytes]":
+def start(footage: Path, out: Path, server: Server, recipe: str, home: Path | None) -> "subprocess.Popen[bytes]":
+    """The command; where it is given a home, with a temporary server of its own, as on a machine without one."""
+    alone = {k: v for k, v in server.env.items() if k != "PREFECT_API_URL"} | {"PREFECT_HOME": str(home)}
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli", "curate", footage, "--recipe", recipe, "--out", out],
-        env={**os.environ, "PREFECT_HOME": str(home)}, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        env=alone if home else server.env, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
 
 
@@ -57,27 +47,30 @@ def kill_when(process: "subprocess.Popen[bytes]", out: Path, files: int) -> bool
     return False
 
 
-def survive(footage: Path, folder: Path, kills: int, recipe: str) -> None:
-    whole, killed = folder / "whole", folder / "killed"
-    assert start(footage, whole, folder / "home", recipe).wait(300) == 1  # the truncated file is an error
+def survive(footage: Path, whole: Path, killed: Path, server: Server, kills: int, recipe: str) -> None:
     expected = tree(whole)
     moments = random.Random(7)
     happened = 0
     for target in sorted(moments.sample(range(1, len(expected) - 2), kills)):
-        happened += kill_when(start(footage, killed, folder / "home", recipe), killed, target)
+        home = killed.with_name("home")
+        happened += kill_when(start(footage, killed, server, recipe, home), killed, target)
     assert happened >= kills * 0.6  # some targets are passed between two looks
-    assert start(footage, killed, folder / "home", recipe).wait(300) == 1
+    assert start(footage, killed, server, recipe, None).wait(300) == 1  # the truncated file is an error
     after = tree(killed)
     assert set(after) == set(expected)
     assert after == expected
     assert not list(killed.rglob("*.tmp"))
 
 
-def test_a_killed_run_goes_on_to_the_same_bytes(footage: Path, tmp_path: Path) -> None:
-    survive(footage, tmp_path, kills=1, recipe="tests/three_stages.yaml")
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    folder_of_footage: Path, curated: tuple[Path, Summary], server: Server, tmp_path: Path
+) -> None:
+    survive(folder_of_footage, curated[0], tmp_path / "killed", server, 1, "tests/three_stages.yaml")
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_ten_kills_change_nothing(footage: Path, tmp_path: Path) -> None:
-    survive(footage, tmp_path, kills=10, recipe="demo")
+def test_ten_kills_change_nothing(folder_of_footage: Path, server: Server, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    assert start(folder_of_footage, whole, server, "demo", None).wait(300) == 1
+    survive(folder_of_footage, whole, tmp_path / "killed", server, 10, "demo")

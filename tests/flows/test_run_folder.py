@@ -2,12 +2,17 @@
 
 import shutil
 from pathlib import Path
+from typing import Any
 
+import av
 import pytest
 
 from data_manifests.storage import Storage
+from tasks.ingest import ingest
 from tasks.outcome import Outcome
+from tasks.recipe import load_recipe
 from tasks.run_folder import Refused, RunFolder, UnreadableRun
+from tests.flows.conftest import Curate
 
 Finished = tuple[str, Outcome]
 
@@ -123,6 +128,40 @@ def test_a_clip_is_found_by_the_beginning_of_its_name(finished: Finished) -> Non
     for prefix, message in (("", "clips begin with"), ("no such clip", "no clip of")):
         with pytest.raises(Refused, match=message):
             run.find(prefix)
+
+
+def test_a_misspelt_name_brings_the_nearest_one(finished: Finished) -> None:
+    run = RunFolder(finished[0])
+    for clip_id in run.frame.index:
+        other = "z" if clip_id[0] != "z" else "y"
+        for misspelt, meant in (
+            (other + clip_id[1:], clip_id),
+            (clip_id[:-1] + other, clip_id),
+            (clip_id[:5] + other + clip_id[6:12], clip_id[:16]),  # by which all clips of its source begin
+        ):
+            with pytest.raises(Refused, match=f"did you mean {meant}"):
+                run.find(misspelt)
+
+
+def test_a_source_that_does_not_tell_its_length_counts_with_what_was_seen_of_it(
+    curate: Curate, world: Any, tmp_path: Path
+) -> None:
+    unclosed = tmp_path / "recording.mkv"
+    live = {"live": "1"}
+    with (
+        av.open(str(world.path("talk_3s.mp4"))) as given,
+        av.open(str(unclosed), "w", format="matroska", options=live) as made,
+    ):
+        streams = [made.add_stream_from_template(stream) for stream in given.streams]
+        for packet in given.demux():
+            if packet.dts is not None:
+                packet.stream = streams[packet.stream.index]
+                made.mux(packet)
+    assert not ingest(str(unclosed)).duration_s
+    outcome = curate([unclosed], tmp_path / "out", load_recipe("tests/three_stages.yaml"))
+    hours = {what: hours for what, _, hours in RunFolder(str(tmp_path / "out")).funnel()}
+    assert hours["sources"] == pytest.approx(3 / 3600, rel=0.05)
+    assert {what: hours for what, _, hours in outcome.funnel()} == hours
 
 
 def test_a_clip_comes_with_all_that_was_found_in_it(finished: Finished) -> None:

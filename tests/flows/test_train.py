@@ -1,7 +1,7 @@
 """The training flow against a real Prefect server: phases as tasks, each of which can be gone on with alone."""
 
 import io
-from collections.abc import Iterator
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from data_manifests.storage import Storage
 from flows.curves import loss_curve
 from flows.train import DONE, FAILED, INTERRUPTED, TrainParameters, run
 from tests.world.puppet_shards import LATENTS, make_puppets
@@ -18,13 +19,7 @@ from training.tracking import read_metrics
 EVERYTHING = ["video", "text", "audio"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def server() -> Iterator[None]:
-    from prefect.settings import PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS, temporary_settings
-    from prefect.testing.utilities import prefect_test_harness
-
-    with temporary_settings({PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS: 180}), prefect_test_harness(180):
-        yield
+pytestmark = pytest.mark.usefixtures("server")
 
 
 @pytest.fixture(scope="module")
@@ -72,12 +67,23 @@ def artifacts() -> dict[str, tuple[str, Any]]:
     }
 
 
+def described(key: str) -> str:
+    """What the newest artifact of a key says of itself."""
+    from prefect.client.orchestration import get_client
+
+    with get_client(sync_client=True) as client:
+        found = [artifact for artifact in client.read_artifacts() if artifact.key == key]
+    return max(found, key=lambda artifact: artifact.created).description or ""
+
+
 def test_each_phase_is_a_task_that_can_be_gone_on_with_alone(
     dataset: Path, recipe: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from prefect.client.orchestration import get_client
 
     out = tmp_path / "out"
+    with get_client(sync_client=True) as client:
+        before = {run.id for run in client.read_task_runs()}
     code, said = train(dataset, recipe, out, phases=["warmup"])
     assert code == FAILED and "train phase base first" in said
     assert train(dataset, recipe, out, phases=["base"])[0] == DONE
@@ -86,7 +92,7 @@ def test_each_phase_is_a_task_that_can_be_gone_on_with_alone(
     about = about_weights(out, "warmup")
     assert about is not None and about["step"] == 2 and about["started_from"]["audio"]["origin"] == "base.text"
     with get_client(sync_client=True) as client:
-        names = [run.name for run in client.read_task_runs()]
+        names = [run.name for run in client.read_task_runs() if run.id not in before]
     assert sorted(names) == ["base", "warmup", "warmup"]
     # all is there: nothing is trained again
     assert train(dataset, recipe, out)[0] == DONE
@@ -103,6 +109,18 @@ def test_curve_and_samples_are_shown(dataset: Path, recipe: Path, tmp_path: Path
     assert len(list((tmp_path / "out" / "base" / "samples" / "step-00000002").glob("*.mp4"))) == 1
 
 
+def test_words_that_the_shards_do_not_have_are_told_of_before_any_work(
+    dataset: Path, recipe: Path, tmp_path: Path
+) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["training"]["data"]["latents"] |= {"text": "guidance", "dim": 32}
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    code, said = train(dataset, recipe, tmp_path / "out")
+    assert code == FAILED and "main-00000" in said and "have no guidance.json; curate with the stage guidance" in said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("s3")
 def test_what_a_user_can_mend_is_one_message(dataset: Path, recipe: Path, tmp_path: Path) -> None:
     def refusal(*arguments: Any, **more: Any) -> str:
         code, said = train(*arguments, **more)
@@ -112,11 +130,24 @@ def test_what_a_user_can_mend_is_one_message(dataset: Path, recipe: Path, tmp_pa
     assert "there is no such dataset manifest" in refusal(tmp_path / "nowhere.json", recipe, tmp_path)
     assert "no recipe of that name comes along" in refusal(dataset, "actve_mind", tmp_path)
     assert "unknown phase 'warmp'; did you mean 'warmup'?" in refusal(dataset, recipe, tmp_path, phases=["warmp"])
-    assert "checkpoints need a folder on a file system" in refusal(dataset, recipe, "s3://bucket/out")
+    assert "bucket does not exist" in refusal(dataset, recipe, "s3://no-such-bucket/out")
     assert "3 workers do not share a batch of 4 evenly; take 2 or 4" in refusal(dataset, recipe, tmp_path, workers=3)
     text = recipe.read_text().replace("fps: 25", "fps: 24")
     (tmp_path / "slow.yaml").write_text(text)
     assert "no sample of the dataset can be used" in refusal(dataset, tmp_path / "slow.yaml", tmp_path / "slow")
+
+
+def test_a_training_into_an_object_store_is_shown_and_gone_on_with(
+    dataset: Path, recipe: Path, s3_folder: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(dataset, recipe, f"{s3_folder}/", phases=["base"])[0] == DONE
+    assert f"{s3_folder}/base/weights" in capsys.readouterr().out
+    there = Storage(f"{s3_folder}/base")
+    assert {"loss.svg", "metrics.jsonl"} <= set(there.files())
+    assert {name.rpartition(".")[2] for name in there.files("samples/step-00000002")} == {"mp4", "png"}
+    assert f"the video: {s3_folder}/base/samples/step-00000002/" in described("samples-base")
+    code, _ = train(dataset, recipe, s3_folder, phases=["warmup"])
+    assert code == DONE and about_weights(s3_folder, "warmup") is not None
 
 
 def test_a_training_that_is_asked_to_end_says_how_to_go_on(
@@ -162,6 +193,18 @@ def test_a_tier_that_the_dataset_lacks_is_told_before_any_phase_has_trained(
     assert code == FAILED
     assert "has no tier hq, which phase warmup trains on; it has main" in said
     assert not (tmp_path / "out" / "base").exists()
+
+
+def test_a_tracker_that_is_not_installed_is_told_before_any_phase_has_trained(
+    dataset: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = yaml.safe_load(recipe.read_text())
+    content["training"]["run"]["trackers"] = ["tensorboard", "mlflow"]
+    recipe.write_text(yaml.safe_dump(content, sort_keys=False))
+    monkeypatch.setitem(sys.modules, "mlflow", None)
+    code, said = train(dataset, recipe, tmp_path / "out")
+    assert code == FAILED and "mlflow is not installed: pip install mlflow, or take tensorboard" in said
+    assert not (tmp_path / "out").exists()
 
 
 def test_the_recipe_for_puppets_fits_their_shards() -> None:

@@ -224,3 +224,20 @@ def test_a_refusal_is_one_message_and_exit_code_2(finished: Finished, arguments:
     refused = CliRunner().invoke(app, [part.format(finished[0]) for part in arguments])
     assert refused.exit_code == 2 and refused.output.strip()
     assert "Traceback" not in refused.output
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["report", "{}", "--to"],
+        ["show", "{}", "", "--to"],
+        ["calibrate", "{}", "--rule", "spoken", "--page"],
+        ["what-if", "{}", "--set", "not_static.max=0.2", "--table"],
+    ],
+)
+def test_a_file_that_cannot_be_written_is_named(finished: Finished, tmp_path: Path, arguments: list[str]) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder.png").mkdir()
+    for path in (tmp_path / "file" / "it.png", tmp_path / "folder.png"):
+        refused = CliRunner().invoke(app, [*(part.format(finished[0]) for part in arguments), str(path)])
+        assert refused.exit_code == 2 and f"{path} cannot be written" in refused.output

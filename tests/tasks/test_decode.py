@@ -165,3 +165,17 @@ def test_frames_and_key_frames_of_a_clip(world, tmp_path: Path) -> None:
     # the frame on display in the middle of each fifth of a second
     small = list(clip_frames(clip.video_path, 25, size=(64, 36)))
     assert all(np.array_equal(picture, small[5 * k + 2]) for k, picture in enumerate(some))
+
+
+@pytest.mark.parametrize("size", [None, (160, 90)])
+def test_rough_frames_are_the_same_pictures(world, tmp_path: Path, size: tuple[int, int] | None) -> None:
+    source = ingest(str(world.path("talk_3s.mp4")))
+    storage, settings = Storage(str(tmp_path)), ClipSettings(min_s=1.0)
+    shot = Shot(0.0, 2.0, 0.0, 2.0, False, False)
+    (record,) = write_clips(source, world.path("talk_3s.mp4"), plan(source, [shot], [], settings)[0], settings, storage)
+    clip = Clip(record, Path(storage.path(record.video)), None)
+    exact, rough, again = (np.stack(list(clip.frames(5, size, rough=r))).astype(int) for r in (False, True, True))
+    assert rough.shape == exact.shape
+    assert np.array_equal(rough, again)
+    assert np.abs(rough - exact).mean() < 4  # of 255
+    assert np.abs(rough.mean(axis=3) - exact.mean(axis=3)).mean() < 2

@@ -14,6 +14,7 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_manifests.storage import Storage
 from data_manifests.strict import RecipeError, validate
 from tasks.clip import SAMPLE_RATE, Clip, ClipRecord
 from tasks.guidance import GuidanceSettings, GuidanceStage, cut_at_pauses, fill
@@ -241,6 +242,27 @@ def test_of_a_cropped_picture_the_crop_tells_the_framing(talk: Clip, stage: Guid
     assert said({**seen, "crop": Measurement({"face_height": 0.1, "reason": ""})}) == (image, origins)
     image, origins = said({**seen, "crop": crop})
     assert "person, upper body shot" in image and "other faces in view" not in image and "crop" in origins
+
+
+def test_of_a_cropped_picture_the_light_is_its_own_and_no_way_is_told_that_the_window_went_along(
+    talk: Clip, stage: GuidanceStage, make_clip: Callable[..., ClipRecord], tmp_path: Path
+) -> None:
+    black = make_clip(Storage(str(tmp_path)))  # at its only key frame
+    talk = dataclasses.replace(talk, video_path=tmp_path / black.video)
+    seen = {**with_face(talk, 0.9, 0.0, 0.1).found, "motion": Measurement({"camera_speed": 0.5, "subject_speed": 0.03})}
+    seen["aesthetics"] = Measurement({"brightness": 200.0, "colourfulness": 50.0})
+
+    def said(found: dict[str, Measurement]) -> Guidance:
+        return document(stage.measure(dataclasses.replace(talk, found=found)))
+
+    whole = said(seen)
+    assert "bright light" in whole.phrases.image and "moving camera" in whole.phrases.video
+    assert "head goes right" in whole.phrases.video
+    for window_speed, ways in ((0.0, True), (0.4, False)):
+        crop = Measurement({"face_height": 0.3, "window_speed": window_speed}, files={"mp4": b"a square"})
+        cut = said({**seen, "crop": crop})
+        assert "dim light" in cut.phrases.image and "aesthetics" not in cut.sources.image
+        assert ("moving camera" in cut.phrases.video) == ("head goes right" in cut.phrases.video) == ways
 
 
 def test_a_face_seen_for_less_than_half_of_the_time_is_not_spoken_of(talk: Clip, stage: GuidanceStage) -> None:

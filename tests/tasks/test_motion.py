@@ -1,6 +1,7 @@
 """Motion: speeds that compare across clips, the camera told from the subject, stillness and chaos."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import av
@@ -145,8 +146,9 @@ def test_a_backend_is_one_class(clip_with: ClipWith, monkeypatch: pytest.MonkeyP
         def check() -> None:
             pass
 
-        def __call__(self, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-            return np.broadcast_to(np.float32([3, 0]), (*first.shape[:2], 2))
+        def flows(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+            for first, _ in pairwise(frames):
+                yield np.broadcast_to(np.float32([3, 0]), (*first.shape[:2], 2))
 
     monkeypatch.setitem(flow.BACKENDS, "drift", Drift)
     stage = Motion(MotionSettings(backend="drift"))

@@ -385,6 +385,9 @@ def test_of_copies_that_pass_the_first_is_kept_and_the_others_name_it() -> None:
         "cccccccccccccccc-clip": "keep",
         "dddddddddddddddd-clip": "drop",
     }
+    # whatever the order in which partitions give them
+    others = decide(frame.iloc[[2, 0, 3, 1]], policy, ["duplicates", "motion"]).sort_index()
+    assert others.astype("str").equals(decisions.astype("str"))
     dropped = decisions.loc["dddddddddddddddd-clip"]
     assert (dropped["stage"], dropped["rule"], dropped["value"]) == (
         "duplicates",

@@ -1,7 +1,7 @@
 """Pose: the layout of the tokens, the orders of the points, and key points where the person is."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from tasks.clip import Clip, ClipRecord
 from tasks.ingest import ingest
 from tasks.keypoints import BODY, FACE, HAND, LINES, MEDIAPIPE_BODY, MEDIAPIPE_FACE, PARTS, decode, encode
 from tasks.pose import Pose, PoseSettings
-from tasks.stage import Measurement, Unmeasurable
+from tasks.stage import Measurement, MissingBackend, Unmeasurable
+from tests.noise import xpose_state
 
 ClipOf = Callable[..., Clip]
 SHARED = Path(__file__).parents[3] / "shared"
@@ -201,3 +202,66 @@ def test_a_clip_without_frames_cannot_be_measured() -> None:
 
     with pytest.raises(Unmeasurable, match="no frame"):
         Pose(PoseSettings()).measure(Empty())  # type: ignore[arg-type]
+
+
+# ---- by X-Pose ----
+
+XPOSE = PoseSettings(backend="xpose", short_side=128, min_score=0.5)
+
+
+@pytest.fixture
+def weights_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Weights of noise, in the published layout."""
+    import torch
+
+    threads = torch.get_num_threads()
+    monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
+    (tmp_path / "xpose").mkdir()
+    torch.save({"model": xpose_state()}, tmp_path / "xpose" / "unipose_swint.pth")
+    yield tmp_path
+    torch.set_num_threads(threads)
+
+
+def test_tokens_of_x_pose_have_the_same_layout(weights_folder: Path, clip_of: ClipOf) -> None:
+    clip = clip_of("talk_3s.mp4", fps=1, short_side=120)
+    stage = Pose(XPOSE)
+    stage.check()
+    found = stage.measure(clip)
+    frames = clip.record.frames
+    assert found.arrays["pose"].dtype == np.float16
+    parts = found.arrays["pose"].reshape(frames, len(PARTS), 256)
+    boxes = found.arrays["pose_box"]
+    assert boxes.shape == (frames, len(PARTS), 4)
+    seen = ~np.isnan(boxes[:, :, 0])
+    assert (parts.any(axis=2) == seen).all()
+    # a token comes out of a layer norm
+    np.testing.assert_allclose(parts[seen].astype(float).std(axis=1), 1, atol=0.2)
+    assert set(found.columns) == set(Pose.columns)
+    for part, share in zip(PARTS, seen.mean(axis=0), strict=True):
+        assert found.columns[f"{part}_share"] == pytest.approx(share)
+    confidence = found.columns["hand_confidence"]
+    assert isinstance(confidence, float) if seen[:, 2:].any() else confidence is None
+    again = stage.measure(clip)
+    assert again.arrays["pose"].tobytes() == found.arrays["pose"].tobytes()
+
+
+def test_x_pose_without_weights_fails_before_the_run(weights_folder: Path) -> None:
+    before = Pose(XPOSE).backend_version()
+    with (weights_folder / "xpose" / "unipose_swint.pth").open("ab") as file:
+        file.write(b"\0")
+    assert Pose(XPOSE).backend_version() != before
+    (weights_folder / "xpose" / "unipose_swint.pth").unlink()
+    with pytest.raises(MissingBackend, match=r"unipose_swint.pth.*looked in.*landmarks"):
+        Pose(XPOSE).check()
+
+
+def test_x_poses_licence_is_told_when_it_is_chosen(weights_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Pose(XPOSE).check()
+    assert "non-commercial" in caplog.text
+
+
+def test_settings_of_one_backend_are_refused_with_another() -> None:
+    with pytest.raises(ValueError, match="min_score can be set for backend 'xpose' only"):
+        PoseSettings(backend="landmarks", min_score=0.3)
+    with pytest.raises(ValueError, match=r"unknown backend 'xpos'.*xpose"):
+        PoseSettings(backend="xpos")

@@ -86,7 +86,7 @@ def test_every_number_of_a_papers_recipe_has_its_source_beside_it(name: str) -> 
     for line in (module._folder() / f"{name}.yaml").read_text().splitlines():
         code, _, comment = line.partition("#")
         if any(character.isdigit() for character in code.partition(":")[2]):
-            assert any(mark in comment + heading for mark in ("[A]", "[B]", "[t]", "[own]")), line
+            assert any(mark in comment + heading for mark in ("[A]", "[B]", "[M]", "[O]", "[t]", "[own]")), line
         if code.strip():
             heading = "" if code.strip().endswith(":") else heading
         else:

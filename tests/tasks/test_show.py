@@ -17,6 +17,7 @@ from tasks.keypoints import PARTS, encode
 from tasks.media import MediaError
 from tasks.show import HEIGHT, WIDTH, show_clip
 from tasks.stage import Measurement
+from tasks.stages import STAGES
 
 ClipOf = Callable[..., Clip]
 ROW: dict[str, Any] = {"verdict": "kept", "reason": "", "scores": {"motion.speed": 0.0214, "people.framing": "medium"}}
@@ -131,6 +132,43 @@ def test_whatever_is_in_a_name_it_stays_one_line_within_its_width() -> None:
     rows, columns = np.nonzero(np.asarray(picture).any(axis=2))
     assert columns.max() < 212
     assert rows.max() < 30
+
+
+def test_every_score_of_every_stage_has_room(clip_of: ClipOf, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    write = overlay.write
+
+    def noted(draw: Any, at: tuple[int, int], text: str, *how: Any) -> int:
+        written.append(text)
+        return write(draw, at, text, *how)
+
+    monkeypatch.setattr(overlay, "write", noted)
+    scores = {f"{name}.{column}": 0.0 for name, stage in STAGES.items() for column in stage.columns}
+    show_clip(clip_of("pan.mp4", fps=10, short_side=120), {"scores": scores}, tmp_path / "card.png")
+    assert {*STAGES, *(score.partition(".")[2] for score in scores)} <= set(written)
+
+
+def test_the_legend_names_what_is_drawn_and_no_more(talker: Clip, clip_of: ClipOf, tmp_path: Path) -> None:
+    legend = np.s_[508:580, 912:1330]
+    card = card_of(talker, tmp_path / "card.png")[legend]
+    colours = [overlay.FACE_BOX, overlay.WINDOW, overlay.ARROW, overlay.LIPS, *overlay.PART_COLOURS.values()]
+    absent = [overlay.PART_COLOURS["left_hand"], overlay.PART_COLOURS["face"]]  # a hand that is never seen; no colour
+    assert [share(card, colour) > 0 for colour in colours] == [colour not in absent for colour in colours]
+    bare = card_of(clip_of("pan.mp4", fps=10, short_side=120), tmp_path / "bare.png")[legend]
+    assert [share(bare, colour) > 0 for colour in colours] == [colour == overlay.ARROW for colour in colours]
+
+
+def test_tokens_that_are_no_key_points_are_shown_by_their_boxes(talker: Clip, tmp_path: Path) -> None:
+    count = talker.record.frames
+    boxes = np.tile(np.array([0.2, 0.3, 0.6, 0.9], np.float32), (count, len(PARTS), 1))
+    boxes[:, 1:3] = np.nan  # no face, no left hand
+    boxes[:, 3, :2] = 0.4
+    tokens = np.random.default_rng(0).standard_normal((count, 1024)).astype(np.float16)
+    pose = Measurement({}, {"pose": tokens, "pose_box": boxes})
+    card = card_of(dataclasses.replace(talker, found={**talker.found, "pose": pose}), tmp_path / "card.png")
+    for area in (card[88:496, 912:1320], card[508:580, 912:1330]):  # the picture and the legend
+        drawn = {part for part, colour in overlay.PART_COLOURS.items() if share(area, colour) > 0.0005}
+        assert drawn == {"body", "right_hand"}
 
 
 def test_odd_scores_and_reasons_are_shown_too(talker: Clip, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from tasks.clip import SAMPLE_RATE, Clip, ClipRecord
 from tasks.identity import Identity, IdentitySettings
 from tasks.lip_sync import RATE, Match, lip_curves, match, sound_curves
 from tasks.stage import Measurement
-from tasks.sync import Sync, SyncSettings
+from tasks.sync import Found, Sync, SyncSettings
 
 FRAME_S = 0.04
 FOOTAGE = Path(__file__).parents[3] / "shared" / "footage"
@@ -190,6 +190,9 @@ def test_a_backend_is_one_class(watched: Watched, monkeypatch: pytest.MonkeyPatc
     class Late:
         """Finds everything late."""
 
+        def __init__(self, settings: SyncSettings) -> None:
+            self.max_offset_s = settings.max_offset_s
+
         @staticmethod
         def version() -> str:
             return "late 1"
@@ -198,8 +201,8 @@ def test_a_backend_is_one_class(watched: Watched, monkeypatch: pytest.MonkeyPatc
         def check() -> None:
             pass
 
-        def __call__(self, clip: Clip, samples: np.ndarray, max_offset_s: float) -> Match:
-            return Match(max_offset_s, 9.0, 0.75)
+        def __call__(self, clip: Clip, samples: np.ndarray) -> Found:
+            return Found(self.max_offset_s, 9.0, 0.25)
 
     monkeypatch.setitem(sync.BACKENDS, "late", Late)
     stage = Sync(SyncSettings(backend="late", natural_s=0.0))

@@ -1,11 +1,21 @@
 """What the loader's tests share."""
 
+import hashlib
+import io
+import tarfile
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from data_manifests.dataset import DatasetManifest, load
+from data_manifests.storage import Storage
 from training.batch import Batch
 from training.loader import Loader
+
+Members = list[tuple[tarfile.TarInfo, bytes]]
 
 
 def loader(folder: Path | str, **options: Any) -> Loader:
@@ -15,3 +25,27 @@ def loader(folder: Path | str, **options: Any) -> Loader:
 
 def take(loaded: Loader, count: int) -> list[Batch]:
     return list(islice(loaded, count))
+
+
+def repack(folder: Path, change: Callable[[Members], Members]) -> str:
+    """Change the members of the first shard, and let the manifest have its new size and checksum; gives its name."""
+    manifest = load(f"{folder}/dataset.json")
+    shard = manifest.shards[0]
+    path = folder / shard.name
+    with tarfile.open(path) as tar:
+        members = [(info, b"" if (file := tar.extractfile(info)) is None else file.read()) for info in tar]
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for info, data in change(members):
+            if info.isreg():
+                info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    data = path.read_bytes()
+    changed = shard.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
+    DatasetManifest.of(manifest.recipe, "", [changed, *manifest.shards[1:]]).write(Storage(str(folder)))
+    return shard.name
+
+
+def npy(array: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()

@@ -1,7 +1,5 @@
 """What the loader makes of shards that are damaged, or that somebody made to do damage."""
 
-import hashlib
-import io
 import logging
 import os
 import pickle
@@ -13,38 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from data_manifests.dataset import DatasetManifest, load
-from data_manifests.storage import Storage
-from tests.training.loading import loader, take
+from data_manifests.dataset import load
+from tests.training.loading import Members, loader, npy, repack, take
 from tests.world.puppet_shards import LATENTS, make_puppets
 from training.buckets import LoaderError
-
-Members = list[tuple[tarfile.TarInfo, bytes]]
-
-
-def repack(folder: Path, change: Callable[[Members], Members]) -> str:
-    """Change the members of the first shard, and let the manifest have its new size and checksum; gives its name."""
-    manifest = load(f"{folder}/dataset.json")
-    shard = manifest.shards[0]
-    path = folder / shard.name
-    with tarfile.open(path) as tar:
-        members = [(info, b"" if (file := tar.extractfile(info)) is None else file.read()) for info in tar]
-    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
-        for info, data in change(members):
-            if info.isreg():
-                info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    data = path.read_bytes()
-    changed = shard.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-    DatasetManifest.of(manifest.recipe, "", [changed, *manifest.shards[1:]]).write(Storage(str(folder)))
-    return shard.name
-
-
-def npy(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, array)
-    return buffer.getvalue()
-
 
 DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "no json": ("json", lambda data: b"{}", "json"),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from data_manifests.storage import Storage
 from tests.training.tiny import Tiny, job
 from training import checkpoint, phases
 from training.checkpoint import CheckpointError
@@ -22,7 +23,7 @@ def checkpoints(out: Path, phase: str = "base") -> list[str]:
 
 
 def weights(out: Path, phase: str, name: str = phases.AVERAGED) -> dict[str, torch.Tensor]:
-    return load_file(phases.weights_folder(out, phase) / name)
+    return load_file(Path(phases.weights_folder(out, phase)) / name)
 
 
 def part(name: str) -> str:
@@ -103,7 +104,7 @@ def test_a_phase_whose_origin_is_missing_or_of_another_model_is_refused(tmp_path
     with pytest.raises(PhaseError, match=r"phase main starts from .*base/weights.*: train phase base first"):
         train_phase(job(tmp_path, "main"), Team())
     train_phase(job(tmp_path, steps=1), Team())
-    path = phases.weights_folder(tmp_path, "base") / phases.AVERAGED
+    path = Path(phases.weights_folder(tmp_path, "base")) / phases.AVERAGED
     whole = load_file(path)
     save_file({name: value[:3] if name == "head.bias" else value for name, value in whole.items()}, path)
     with pytest.raises(PhaseError, match=r"another model\n.*head.bias is \[3\], head.bias here is \[6\]"):
@@ -119,7 +120,7 @@ def test_a_phase_whose_origin_is_missing_or_of_another_model_is_refused(tmp_path
 
 def test_weights_can_come_from_a_file(tmp_path: Path) -> None:
     train_phase(job(tmp_path / "elsewhere"), Team())
-    file = phases.weights_folder(tmp_path / "elsewhere", "base") / phases.WEIGHTS
+    file = Path(phases.weights_folder(tmp_path / "elsewhere", "base")) / phases.WEIGHTS
     mine = job(tmp_path / "mine", steps=0)
     base = mine.recipe.phases["base"].model_copy(
         update={"weights": {"video": str(file), "text": "new", "audio": "new"}}
@@ -151,6 +152,6 @@ def test_progress_that_a_kill_cut_off_is_not_read(tmp_path: Path) -> None:
 def test_only_what_is_named_like_a_checkpoint_is_one(tmp_path: Path) -> None:
     for name in ("step-00000003", ".step-00000009.tmp", "step-12", "step-0000000x"):
         (tmp_path / name).mkdir()
-    assert checkpoint.latest(tmp_path) == tmp_path / "step-00000003"
-    checkpoint.sweep(tmp_path)
+    assert checkpoint.latest(Storage(str(tmp_path))) == "step-00000003"
+    checkpoint.sweep(Storage(str(tmp_path)))
     assert not (tmp_path / ".step-00000009.tmp").exists()

@@ -10,7 +10,7 @@ import yaml
 
 from data_manifests.strict import RecipeError, validate
 from tests.training.tiny import recipe
-from training.config import TrainingRecipe, load_training
+from training.config import Optimizer, TrainingRecipe, load_training
 
 ROOT = Path(__file__).parents[2]
 
@@ -70,6 +70,19 @@ def test_a_recipe_is_read_from_its_file(tmp_path: Path) -> None:
         load_training(path)
 
 
+def test_a_model_that_cannot_be_trained_yet_is_refused_once_its_section_is_sound(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"physavatar.yaml: in training: model: physavatar cannot be trained yet"):
+        load_training("physavatar")
+    content = yaml.safe_load((ROOT / "data_manifests" / "physavatar.yaml").read_text())
+    content["training"]["adapters"]["rnak"] = 128
+    content["training"]["physical_state"]["block"] = 31
+    path = tmp_path / "physavatar.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    with pytest.raises(RecipeError, match=r"adapters.rnak: unknown key 'rnak'; did you mean 'rank'") as caught:
+        load_training(path)
+    assert "physical_state.block: Input should be less than or equal to 30" in str(caught.value)
+
+
 def test_phases_are_trained_in_the_recipes_order() -> None:
     assert recipe().chosen(["hq", "warmup"]) == ["warmup", "hq"]
     assert recipe().chosen(None) == ["base", "warmup", "main", "hq"]
@@ -87,3 +100,12 @@ def test_reading_a_recipe_needs_no_torch() -> None:
     code = "import sys, training.config; print([m for m in ('torch', 'ray', 'prefect', 'av') if m in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert found.stdout.strip() == "[]"
+
+
+def test_the_learning_rate_rises_then_stays_or_falls_to_nothing() -> None:
+    stays = Optimizer(learning_rate=1.0, warmup_steps=4)
+    assert [stays.share_of_rate(step, 10) for step in (1, 2, 4, 10)] == [0.25, 0.5, 1.0, 1.0]
+    falls = Optimizer(learning_rate=1.0, decay="cosine")
+    shares = [falls.share_of_rate(step, 100) for step in range(1, 101)]
+    assert shares[0] == 1.0 and shares[50] == pytest.approx(0.5) and 0 < shares[-1] < 1e-3
+    assert shares == sorted(shares, reverse=True)

@@ -1,27 +1,36 @@
 """Where a phase is trained changes nothing of it: this process, or workers of Ray, one of which is killed."""
 
+import contextlib
+import random
+import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from filelock import FileLock
 from safetensors.torch import load_file
 
 from tasks.exclusive import OutputError
-from tests.training.tiny import Bad, Dying, job
+from tests.training.tiny import Bad, Dying, Slow, job, train_together
 from training import phases
 from training.job import TrainingError
 from training.launch import launch
+from training.parallel import Team
 from training.tracking import read_metrics
+from training.trainer import train_phase
 
 ROOT = Path(__file__).parents[2]
+STEPS = 30
 
 
 def same_weights(one: Path, other: Path) -> None:
     for name in (phases.WEIGHTS, phases.AVERAGED):
-        ours, theirs = (load_file(phases.weights_folder(out, "base") / name) for out in (one, other))
+        ours, theirs = (load_file(Path(phases.weights_folder(out, "base")) / name) for out in (one, other))
         assert ours.keys() == theirs.keys()
         for key in ours:
             torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-6)
@@ -57,6 +66,54 @@ def test_a_worker_of_ray_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path
     assert [row["step"] for row in read_metrics(tmp_path / "two" / "base" / "metrics.jsonl")] == [2, 4, 6, 8, 10]
 
 
+def start_on_ray(out: Path, workers: int) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-m", "tests.training.test_launch", out, str(workers)], cwd=ROOT)
+
+
+def kill_at(process: "subprocess.Popen[bytes]", out: Path, step: int) -> None:
+    """SIGKILL the run with its Ray and all workers, as a power cut does."""
+    while max((row["step"] for row in read_metrics(out / "base" / "metrics.jsonl")), default=0) < step:
+        assert process.poll() is None, "it ended by itself"
+        time.sleep(0.005)
+    everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    for one in everybody:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            one.kill()
+    assert process.wait() == -signal.SIGKILL
+    psutil.wait_procs(everybody)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_run_on_ray_that_is_killed_ends_bit_for_bit_as_an_undisturbed_one(tmp_path: Path, workers: int) -> None:
+    whole, killed, moved = tmp_path / "whole", tmp_path / "killed", tmp_path / "moved"
+    undisturbed = job(whole, steps=STEPS)
+    if workers == 1:
+        train_phase(undisturbed, Team())
+    else:
+        train_together(tmp_path, [undisturbed], workers)
+    kill_at(start_on_ray(killed, workers), killed, random.randrange(4, STEPS - 8))
+    shutil.copytree(killed, moved)
+    assert start_on_ray(killed, workers).wait() == 0
+    for name in (phases.WEIGHTS, phases.AVERAGED):
+        ours, theirs = (Path(phases.weights_folder(out, "base"), name).read_bytes() for out in (whole, killed))
+        assert ours == theirs
+    # and on another number of workers, with nothing lost or repeated, but for what sums lose by their order
+    assert launch(job(moved, steps=STEPS)).resumed_at >= 3
+    same_weights(whole, moved)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_workers_of_ray_train_into_an_object_store(tmp_path: Path, s3_folder: str) -> None:
+    launch(job(tmp_path, steps=6))
+    assert launch(job(s3_folder, steps=6), workers=2).done
+    theirs = phases.read_weights(f"{phases.weights_folder(s3_folder, 'base')}/{phases.WEIGHTS}")
+    for name, value in load_file(Path(phases.weights_folder(tmp_path, "base"), phases.WEIGHTS)).items():
+        torch.testing.assert_close(theirs[name], value, rtol=0, atol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_what_would_end_the_same_way_again_is_not_tried_again_on_ray(tmp_path: Path) -> None:
@@ -72,3 +129,10 @@ def test_a_worker_that_is_lost_too_often_ends_the_training(tmp_path: Path) -> No
     with pytest.raises(TrainingError, match="phase base ended on Ray: "):
         launch(job(tmp_path, learner=Dying, max_failures=0), workers=2)
     assert launch(job(tmp_path)).resumed_at == 3  # and on one worker it goes on
+
+
+if __name__ == "__main__":
+    import ray
+
+    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)  # so that one worker is on Ray as well
+    launch(job(Path(sys.argv[1]), learner=Slow, steps=STEPS, log_every=1), workers=int(sys.argv[2]), ray="auto")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def test_phases_of_the_real_model_start_where_they_should(puppets: Path, tmp_pat
     assert began["main"]["video"] == began["warmup"]["video"]
     assert began["main"]["text"] == began["warmup"]["text"]
     assert began["main"]["audio"] != began["warmup"]["audio"]
-    base = load_file(phases.weights_folder(tmp_path, "base") / phases.AVERAGED)
+    base = load_file(Path(phases.weights_folder(tmp_path, "base")) / phases.AVERAGED)
     new = dict(ActiveMindLearner(job(puppets, tmp_path), Team()).model().named_parameters())
     learner = ActiveMindLearner(job(puppets, tmp_path), Team())
     copied = 0
@@ -96,7 +97,7 @@ def test_phases_of_the_real_model_start_where_they_should(puppets: Path, tmp_pat
     assert copied >= 40  # nearly all of the branch has an equal in the text branch
     # the trained model is had again from its folder
     model = load_trained(tmp_path, "main")
-    main = load_file(phases.weights_folder(tmp_path, "main") / phases.AVERAGED)
+    main = load_file(Path(phases.weights_folder(tmp_path, "main")) / phases.AVERAGED)
     assert all(torch.equal(value, main[name]) for name, value in model.named_parameters())
 
 
@@ -118,7 +119,8 @@ def test_samples_have_picture_sound_and_a_measured_sync_gain(puppets: Path, tmp_
     assert [row["step"] for row in gains] == [2]
     row = gains[0]
     assert row["sync_gain"] == pytest.approx(row["sync/true"] - max(row["sync/muted"], row["sync/shifted"]))
-    assert {"loss", "grad_norm", "learning_rate", "data_wait", "tokens_per_s", "step_s"} <= rows[0].keys()
+    told = {"loss", "grad_norm", "learning_rate", "data_wait", "tokens_per_s", "tflops_per_s", "step_s"}
+    assert told <= rows[0].keys()
     assert "mfu" not in rows[0]  # nobody knows what a CPU could do
     events = list((tmp_path / "base" / "tensorboard").glob("events.out.tfevents.*"))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -126,13 +128,19 @@ def test_samples_have_picture_sound_and_a_measured_sync_gain(puppets: Path, tmp_
     shown = EventAccumulator(str(events[0]))
     shown.Reload()
     assert [point.step for point in shown.Scalars("loss")] == [1, 2]
+    by_level = {name for row in rows for name in row if name.startswith("loss/sigma_")}
+    assert by_level and {*told, *by_level, "sync_gain", "sync/data"} <= set(shown.Tags()["scalars"])
     assert len(shown.Tags()["images"]) == 2
 
 
 def test_several_speakers_train_with_their_masks(tmp_path: Path) -> None:
     make_puppets(tmp_path / "two", 6, frames=17, two=True)
-    train_phase(job(tmp_path / "two", tmp_path / "out", "base", sample_every=2), Team())
-    after = load_file(phases.weights_folder(tmp_path / "out", "base") / phases.WEIGHTS)
+    faceless = replace(job(tmp_path / "two", tmp_path / "out", sample_every=2), probe=lambda *_: None)
+    train_phase(faceless, Team())
+    # what the probe cannot see, such as puppets for one that looks for faces, is measured by the picture alone
+    told = read_metrics(tmp_path / "out" / "base" / "metrics.jsonl")[-1]
+    assert 0.8 < told["sync/data"] <= 1 and -1 <= told["sync_gain"] <= 1
+    after = load_file(Path(phases.weights_folder(tmp_path / "out", "base")) / phases.WEIGHTS)
     before = dict(ActiveMindLearner(job(tmp_path / "two", tmp_path), Team()).model().named_parameters())
     assert not torch.equal(after["mask_predictor.token.weight"], before["mask_predictor.token.weight"])
 
@@ -142,9 +150,9 @@ def test_two_workers_train_the_real_model_as_one_does(puppets: Path, tmp_path: P
     jobs = [job(puppets, tmp_path / sharding, sharding=sharding, sample_every=2) for sharding in ("ddp", "fsdp")]
     train_together(tmp_path, [*jobs, job(puppets, tmp_path / "moved", steps=1, sharding="fsdp", recompute=True)])
     assert train_phase(job(puppets, tmp_path / "moved", micro_batch=1), Team()).resumed_at == 1
-    ours = load_file(phases.weights_folder(tmp_path / "one", "base") / phases.WEIGHTS)
+    ours = load_file(Path(phases.weights_folder(tmp_path / "one", "base")) / phases.WEIGHTS)
     for name in ("ddp", "fsdp", "moved"):
-        theirs = load_file(phases.weights_folder(tmp_path / name, "base") / phases.WEIGHTS)
+        theirs = load_file(Path(phases.weights_folder(tmp_path / name, "base")) / phases.WEIGHTS)
         # AdamW's first steps are by the gradient's sign, so what differs in the last bit of a gradient near zero can
         # move a weight by a step; of the others none
         moved = torch.cat([(ours[key] - theirs[key]).abs().flatten() for key in ours])
@@ -170,7 +178,7 @@ def test_kills_change_no_bit_of_the_real_model(puppets: Path, tmp_path: Path) ->
         assert process.wait() == -signal.SIGKILL
     assert start(killed).wait() == 0
     for name in (phases.WEIGHTS, phases.AVERAGED, phases.ABOUT):
-        whole, after = (phases.weights_folder(out, "base") / name for out in (tmp_path / "whole", killed))
+        whole, after = (Path(phases.weights_folder(out, "base")) / name for out in (tmp_path / "whole", killed))
         assert whole.read_bytes() == after.read_bytes()
 
 

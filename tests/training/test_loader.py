@@ -20,7 +20,7 @@ from data_manifests.sources import ManifestError
 from data_manifests.storage import Storage
 from tasks.decode import clip_frames
 from tasks.latent_codec import CosineCodec
-from tests.training.loading import loader, take
+from tests.training.loading import loader, npy, repack, take
 from tests.world.puppet_shards import LATENTS, make_puppets
 from tests.world.puppets import GESTURES, Puppet
 from training.batch import Batch
@@ -156,13 +156,37 @@ def test_two_people_come_with_masks_and_sounds_of_their_own(tmp_path: Path) -> N
     (batch,) = take(loader(tmp_path, batch=4), 1)
     assert batch.latents.shape == (4, LATENTS.channels, 9, 4, 8)
     assert batch.audio.shape == (4, 2, 33, 4, 80) and batch.speaker_mask is not None
-    assert batch.speaker_mask.shape == (4, 2, 4, 8) and batch.speaker_mask.dtype == torch.bool
-    assert batch.speaker_mask[:, 0, :, :4].all() and not batch.speaker_mask[:, 0, :, 4:].any()
+    assert batch.speaker_mask.shape == (4, 2, 9, 4, 8) and batch.speaker_mask.dtype == torch.bool
+    assert batch.speaker_mask[:, 0, ..., :4].all() and not batch.speaker_mask[:, 0, ..., 4:].any()
     loudness = batch.audio.amax(dim=(3, 4)).numpy()
     for row, key in enumerate(batch.keys):
         puppet = Puppet.of(3, number_of(key), two=True)
         for person, heard in zip(puppet.people, loudness[row], strict=True):
             assert np.corrcoef(10 ** (1.2 * heard), person.opening)[0, 1] > 0.9
+
+
+def test_where_a_speaker_is_is_told_for_each_latent_frame(tmp_path: Path) -> None:
+    make_puppets(tmp_path, 2, 3, two=True)
+    walking = np.zeros((33, 2, 4, 8), bool)
+    for frame in range(33):
+        walking[frame, 1, :, frame // 5] = True  # a column further each fifth frame
+
+    repack(tmp_path, lambda members: [(i, npy(walking) if "speaker_mask" in i.name else d) for i, d in members])
+    for seed in range(4):
+        (batch,) = take(loader(tmp_path, batch=2, frames=(17,), seed=seed, latents=LATENTS), 1)
+        assert batch.speaker_mask is not None and not batch.speaker_mask[:, 0].any()
+        for row, where in enumerate(batch.speaker_mask[:, 1, :, 0].numpy()):
+            # of a window: its first frame alone, then four frames each
+            began = [
+                first
+                for first in range(0, 17, 4)
+                if np.array_equal(where[0], walking[first, 1, 0])
+                and all(
+                    np.array_equal(where[i], walking[first + 4 * i - 3 : first + 4 * i + 1, 1, 0].any(0))
+                    for i in range(1, 5)
+                )
+            ]
+            assert len(began) == 1, row
 
 
 # ---- order, workers, resuming ----

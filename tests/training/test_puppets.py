@@ -73,7 +73,7 @@ def test_gestures_are_far_apart_on_average_and_begin_at_rest() -> None:
     means = sorted(gesture.angles(33)[9:].mean() for gesture in GESTURES.values())
     assert len(means) >= 4
     assert min(b - a for a, b in pairwise(means)) > 30
-    assert {gesture.angles(33)[0] for gesture in GESTURES.values()} == {10.0}
+    assert {gesture.angles(33)[0] for gesture in GESTURES.values()} == {REST_DEGREES}
     assert {puppet.gesture for puppet in PUPPETS} == set(GESTURES)
     assert all(puppet.gesture in puppet.caption for puppet in PUPPETS)
 

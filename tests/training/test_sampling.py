@@ -161,13 +161,13 @@ def test_speakers_are_followed_from_step_to_step(model: ActiveMind, conditions: 
 
     class Everywhere(MaskPredictor):
         def forward(self, hidden: Tensor, speaker_mask: Tensor, known_frame: int) -> Tensor:
-            assert known_frame == -1 and speaker_mask.shape == (2, 2, 2, 2)
+            assert known_frame == -1 and speaker_mask.shape == (2, 2, 1, 2, 2)
             logits = torch.ones(2, 2, *hidden.shape[1:4])
             logits[:, 0] = -1
             return logits
 
-    mask = torch.zeros(2, 2, 2, 2, dtype=torch.bool)
-    mask[:, 0, 0], mask[:, 1, 1] = True, True
+    mask = torch.zeros(2, 2, 1, 2, 2, dtype=torch.bool)
+    mask[:, 0, :, 0], mask[:, 1, :, 1] = True, True
     speech = first_noise((2, 2, 4 * FRAMES - 3, 1, 3), 6)
     heard = replace(conditions, audio=speech, speaker_mask=mask)
     noise, reference, steps = first_noise((2, 2, FRAMES, 2, 2), 3), first_noise((2, 2, 2, 2), 5), sigma_steps(2)

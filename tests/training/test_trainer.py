@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.tiny import DIM, SAMPLES, Bad, Batch, Model, Slow, Tiny, job, train_together
+from tests.training.tiny import DIM, SAMPLES, Bad, Batch, Holes, Model, Slow, Tiny, job, train_together
 from training import phases
 from training.job import Losses, TrainingError
 from training.parallel import Team
@@ -33,12 +33,12 @@ def one_thread() -> Iterator[None]:
 
 
 def files(out: Path, phase: str = "base") -> dict[str, bytes]:
-    folder = phases.weights_folder(out, phase)
+    folder = Path(phases.weights_folder(out, phase))
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
 
 
 def weights(out: Path, phase: str = "base", name: str = phases.WEIGHTS) -> dict[str, torch.Tensor]:
-    return load_file(phases.weights_folder(out, phase) / name)
+    return load_file(Path(phases.weights_folder(out, phase)) / name)
 
 
 def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
@@ -51,7 +51,7 @@ def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], t
 
 
 def start(out: Path) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-m", "tests.training.tiny", out], cwd=ROOT)
+    return subprocess.Popen([sys.executable, "-m", "tests.training.tiny", out, "60"], cwd=ROOT)
 
 
 def wait_for_step(process: "subprocess.Popen[bytes]", out: Path, step: int) -> None:
@@ -94,7 +94,7 @@ def test_eight_kills_change_no_weight(tmp_path: Path) -> None:
 def test_a_run_that_is_asked_to_end_keeps_its_last_step(tmp_path: Path) -> None:
     class Asked(Tiny):
         def losses(self, model: torch.nn.Module, batch: Batch) -> Losses:
-            if (self.job.folder / "checkpoints" / "step-00000004").exists():
+            if Path(self.job.folder, "checkpoints", "step-00000004").exists():
                 os.kill(os.getpid(), signal.SIGTERM)
             return super().losses(model, batch)
 
@@ -150,6 +150,41 @@ def test_a_batch_in_pieces_is_the_same_batch(tmp_path: Path) -> None:
         assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
 
 
+def test_what_cannot_be_read_weighs_nothing_however_a_batch_is_shared(tmp_path: Path) -> None:
+    """Its place in the batch is not a sample of no loss: the mean is over those that could be read."""
+    train_phase(job(tmp_path / "one", learner=Holes, steps=3, log_every=1), Team())
+    train_phase(job(tmp_path / "pieces", learner=Holes, steps=3, log_every=1, micro_batch=3), Team())
+    train_together(tmp_path, [job(tmp_path / "two", learner=Holes, steps=3, log_every=1)])
+    for other in ("pieces", "two"):
+        assert_close(weights(tmp_path / other), weights(tmp_path / "one"))
+        rows = [read_metrics(tmp_path / name / "base" / "metrics.jsonl") for name in ("one", other)]
+        for here, there in zip(*rows, strict=True):
+            assert here["loss"] == pytest.approx(there["loss"], rel=1e-5)
+            assert here["grad_norm"] == pytest.approx(there["grad_norm"], rel=1e-4)
+    # by hand, the first step
+    learner = Holes(job(tmp_path, steps=3), Team())
+    batch = next(iter(learner.loader()))
+    assert 0 < batch.weight.sum() < 8
+    model = learner.model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learner.part_of(name) in ("video", "text"))
+    loss = (learner.losses(model, batch).values * batch.weight).sum() / batch.weight.sum()
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert rows[0][0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert rows[0][0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    train_phase(job(tmp_path / "plain", steps=3), Team())
+    counters.clear()
+    train_phase(job(tmp_path / "compiled", steps=3, compile=True), Team())
+    assert counters["stats"]["unique_graphs"] >= 1 and not counters["graph_break"]
+    assert_close(weights(tmp_path / "compiled"), weights(tmp_path / "plain"), 1e-5)
+
+
 # ---- what stops it ----
 
 
@@ -157,7 +192,7 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_samples(t
     with pytest.raises(TrainingError, match=r"step 2: the loss of s03 is not finite"):
         train_phase(job(tmp_path, learner=Bad, micro_batch=2, checkpoint_every=1), Team())
     assert [path.name for path in (tmp_path / "base" / "checkpoints").iterdir()] == ["step-00000001"]
-    assert not phases.weights_folder(tmp_path, "base").exists()
+    assert not Path(phases.weights_folder(tmp_path, "base")).exists()
     whole = train_phase(job(tmp_path, checkpoint_every=1), Team())
     assert whole.done and whole.resumed_at == 1
 

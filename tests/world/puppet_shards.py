@@ -22,7 +22,7 @@ from tasks.log_mel import frame_windows
 from tasks.shards import Sample, ShardSettings, lineage, plan_shards, write_shard
 from tests.world.puppets import FPS, FRAMES, SIZE, Puppet
 
-VERSION = 1
+VERSION = 2
 QP = 8  # of x264: what the readers find in the coded pictures is within a few hundredths of the truth
 LATENTS = LatentsSettings(channels=64, multiple=8, dim=64, max_tokens=16)  # a few colours and edges, not a photograph
 
@@ -39,29 +39,42 @@ def make_puppets(
     latents: LatentsSettings | None = LATENTS,
     unusable: float = 0.0,
     hq: float = 0.0,
+    silent: float = 0.1,
     samples_a_shard: int = 250,
     progress: Callable[[int, int], object] | None = None,
 ) -> DatasetManifest:
     """Write a dataset of puppets 0 to count - 1 of a seed into `folder`: shards, and `dataset.json`, which is returned.
 
-    `Puppet.of(seed, number, size=..., ...)` gives each again; its number is in the lineage's metadata, its gesture and
-    camera in the scores of "puppet". The same arguments give the same bytes.
+    `Puppet.of(seed, number, size=..., ...)` gives each again, whether it is silent or not; its number is in the
+    lineage's metadata, its gesture and camera in the scores of "puppet". The same arguments give the same bytes.
 
     size: pixels of a side, a multiple of 8. latents: of the stage; None for shards without latents and text embeddings.
     unusable: share of clips whose sound is another puppet's and marked as not usable. hq: share that is in the narrower
-    tier "hq"; the others are in "main". progress: called with how many are made, and how many there are.
+    tier "hq"; the others are in "main". silent: share that says nothing, so that silence is learnt too: over a whole
+    clip it looks unlike a pause, as the spectrogram is clamped by its loudest moment. progress: called with how many
+    are made, and how many there are.
     """
     if size % 8:
         raise ValueError(f"size {size}: latents take multiples of 8 pixels")
     storage = Storage(str(folder))
     stage = Latents(latents) if latents else None
-    made_with = [VERSION, seed, size, frames, two, moving_camera, stage.settings.model_dump() if stage else None]
+    made_with = [
+        VERSION,
+        seed,
+        size,
+        frames,
+        two,
+        moving_camera,
+        silent,
+        stage.settings.model_dump() if stage else None,
+    ]
     digest = hashlib.sha256(json.dumps(made_with).encode()).hexdigest()
     recipe = RecipeName(name="puppets", hash=digest[:12])
     samples: dict[str, list[Sample]] = {"hq": [], "main": []}
     gc.freeze()  # the encoder has garbage collected after each clip, which need not look at all that is there already
     for number in range(count):
         puppet = Puppet.of(seed, number, size=size, frames=frames, two=two, moving_camera=moving_camera)
+        puppet = replace(puppet, silent=_share(number, 11) < silent)
         tier = "hq" if _share(number, 7) < hq else "main"
         usable = _share(number, 3) >= unusable
         samples[tier].append(_sample(storage, puppet, number, stage, usable, tier, recipe))

@@ -24,11 +24,11 @@ HEAD, HEAD_RADIUS = (0.34, 0.34), 0.24  # centre x, y
 EYES, EYE_SIDE = ((0.25, 0.25), (0.43, 0.25)), 0.05
 MOUTH, MOUTH_WIDTH, MOUTH_HEIGHT = (0.34, 0.41), 0.20, 0.16  # the height when it is wide open
 BODY_TOP = 0.61
-SHOULDER, ARM_LENGTH, ARM_RADIUS = (0.61, 0.68), 0.26, 0.05
+SHOULDER, ARM_LENGTH, ARM_RADIUS = (0.61, 0.68), 0.26, 0.06
 DARK = np.array([24.0, 8.0, 16.0])  # of mouth and eyes, of every puppet
 PAN = 0.025  # how far the camera turns to a side, at most
 
-REST_DEGREES = 10.0  # the arm's angle: 0 hangs down, 90 points to the side, 180 up
+REST_DEGREES = 25.0  # the arm's angle: 0 hangs down, 90 points to the side, 180 up
 ONSET_S, RAMP_S = 0.12, 0.24  # when a gesture begins, and how long the arm takes to get there
 
 
@@ -52,10 +52,10 @@ class Gesture:
 
 GESTURES = {
     "rests": Gesture(REST_DEGREES),
-    "beckons": Gesture(50.0, 12.0, 2.0),
-    "points": Gesture(90.0),
+    "beckons": Gesture(60.0, 12.0, 2.0),
+    "points": Gesture(95.0),
     "waves": Gesture(130.0, 15.0, 2.0),
-    "salutes": Gesture(170.0),
+    "salutes": Gesture(165.0),
 }
 CAMERAS = {"still": 0.0, "left": -1.0, "right": 1.0}
 
@@ -94,7 +94,8 @@ class Puppet:
     """One puppet's video and sound.
 
     gesture: of GESTURES. camera: of CAMERAS. size: pixels of a side. pitch_hz: of its voice. voice: seed of what it
-    says. partner: who stands to its right, with a sound of their own; who has no partner in turn.
+    says. silent: it says nothing. partner: who stands to its right, with a sound of their own; who has no partner in
+    turn.
     """
 
     identity: Identity
@@ -104,6 +105,7 @@ class Puppet:
     frames: int = FRAMES
     pitch_hz: float = 150.0
     voice: int = 0
+    silent: bool = False
     partner: "Puppet | None" = None
 
     @classmethod
@@ -157,7 +159,8 @@ class Puppet:
     @cached_property
     def own_sound(self) -> np.ndarray:
         """[samples] float32 at 16 kHz: what this puppet says, its partner does not count."""
-        return speak(self.frames, self.voice, self.pitch_hz)
+        said = speak(self.frames, self.voice, self.pitch_hz)
+        return muted(said) if self.silent else said
 
     @property
     def sound(self) -> np.ndarray:

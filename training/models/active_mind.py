@@ -31,8 +31,8 @@ class Conditions:
     text: [batch, tokens, text_dim] float32. text_mask: [batch, tokens] bool, True for the tokens before the padding.
     drop_audio, drop_text: [batch] bool, whose sound or text is replaced by the null embedding: in training where it
         was dropped or is not usable, in sampling for guidance.
-    speaker_mask: [batch, speakers, height, width] bool, where in the picture of latents each speaker is; with a fifth
-        axis, [batch, speakers, frames, height, width], where in each frame. None: the sound reaches everywhere.
+    speaker_mask: [batch, speakers, frames or 1, height, width] bool, where in the picture of latents each speaker is,
+        in each frame, a pseudo last frame among them, or in all alike. None: the sound reaches everywhere.
     """
 
     audio: Tensor
@@ -75,6 +75,7 @@ class ActiveMind(nn.Module):
     def __init__(self, settings: ActiveMindSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.latent_scale: Tensor
         shape = settings.shape
         self.video_in = Linear(settings.patch_dim, shape.width)
         self.audio_in = Embedder(settings.audio_dim, shape.width)
@@ -83,6 +84,8 @@ class ActiveMind(nn.Module):
         self.blocks = nn.ModuleList(Block(shape, last=i == shape.depth - 1) for i in range(shape.depth))
         self.modulation_out = Modulation(2, shape.width)
         self.video_out = Linear(shape.width, settings.patch_dim)
+        scale = torch.tensor(settings.latent_scale or (1.0,))
+        self.register_buffer("latent_scale", scale[:, None, None, None], persistent=False)  # it is in the settings
         self.checkpointing = False
         self._initialise()
 
@@ -104,6 +107,14 @@ class ActiveMind(nn.Module):
         """Modules whose weights lose by being rounded to bfloat16."""
         return [module for module in self.modules() if isinstance(module, NoiseLevel | Modulation | RMSNorm)]
 
+    def scaled(self, latents: Tensor) -> Tensor:
+        """A codec's latents [batch, channels, frames, height, width] as the network takes them."""
+        return latents / self.latent_scale
+
+    def unscaled(self, latents: Tensor) -> Tensor:
+        """The network's latents as the codec gives them."""
+        return latents * self.latent_scale
+
     def forward(
         self,
         latents: Tensor,
@@ -115,9 +126,10 @@ class ActiveMind(nn.Module):
     ) -> Output:
         """The velocity of noisy latents.
 
-        latents: [batch, channels, frames, height, width] float32, clean where `clean` says so. sigma: [batch], noise
-        level of the others, 0 to 1. clean: [batch, frames] bool. pseudo_last: when given, the last of the frames is a
-        pseudo last frame, positioned so many latent frames beyond the last of the clip. hidden_at: block, from 0.
+        latents: [batch, channels, frames, height, width] float32, scaled, clean where `clean` says so. sigma:
+        [batch], noise level of the others, 0 to 1. clean: [batch, frames] bool. pseudo_last: when given, the last of
+        the frames is a pseudo last frame, positioned so many latent frames beyond the last of the clip. hidden_at:
+        block, from 0.
 
         Raises ValueError when shapes do not fit each other or the model.
         """
@@ -228,11 +240,16 @@ def _sound_by_latent(audio: Tensor) -> Tensor:
 def regions_of(speaker_mask: Tensor, frames: int, rows: int, columns: int) -> Tensor:
     """Where each speaker is, by visual tokens: those in which some of the mask lies.
 
-    speaker_mask: [batch, speakers, (frames,) height, width] bool, of any size. Returns: [batch, speakers, frames, rows,
-    columns] bool.
+    speaker_mask: [batch, speakers, frames or 1, height, width] bool, of any height and width.
+
+    Returns: [batch, speakers, frames, rows, columns] bool. Raises ValueError for a mask of other frames.
     """
-    if speaker_mask.dim() == 4:
-        speaker_mask = speaker_mask[:, :, None].expand(-1, -1, frames, -1, -1)
+    if speaker_mask.dim() != 5 or speaker_mask.shape[2] not in (1, frames):
+        raise ValueError(
+            f"a speaker mask of {list(speaker_mask.shape)}: for {frames} latent frames it is "
+            f"[batch, speakers, {frames} or 1, height, width]"
+        )
+    speaker_mask = speaker_mask.expand(-1, -1, frames, -1, -1)
     pooled = F.adaptive_max_pool2d(speaker_mask.float().flatten(0, 2), (rows, columns))
     return pooled.unflatten(0, speaker_mask.shape[:3]) > 0
 

@@ -28,12 +28,13 @@ class MaskPredictor(nn.Module):
         """How likely each visual token is of each speaker, as logits.
 
         hidden: [batch, frames, rows, columns, width], a middle block's visual tokens (Output.hidden). speaker_mask:
-        [batch, speakers, height, width] bool, where the speakers are in `known_frame`. Returns: [batch, speakers,
-        frames, rows, columns] float32.
+        [batch, speakers, frames or 1, height, width] bool, where the speakers are; no frame of it but `known_frame` is
+        looked at. Returns: [batch, speakers, frames, rows, columns] float32.
         """
         rows, columns = hidden.shape[2:4]
         tokens = F.gelu(self.hidden(self.norm(hidden.detach().to(self.norm.weight.dtype))))
-        there = regions_of(speaker_mask, 1, rows, columns)[:, :, 0].to(tokens.dtype)
+        known = speaker_mask if speaker_mask.shape[2] == 1 else speaker_mask[:, :, known_frame, None]
+        there = regions_of(known, 1, rows, columns)[:, :, 0].to(tokens.dtype)
         there = there / there.sum(dim=(2, 3), keepdim=True).clamp(min=1)
         of_speaker = torch.einsum("bsyx,byxd->bsd", there, tokens[:, known_frame])
         # by cosine: how alike two tokens are does not depend on how large the numbers of the block are

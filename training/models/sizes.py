@@ -41,12 +41,15 @@ SIZES = {
 class ActiveMindSettings(Strict):
     """An active-mind's shape, and what it reads.
 
-    channels: of a latent. text_dim: numbers a text token. audio_window, audio_features: what a pixel frame has of
+    channels: of a latent. latent_scale: what each channel is divided by before noise is added and the network sees it,
+    so that all are about as large as the noise; () where the codec's own are. text_dim: numbers a text token.
+    audio_window, audio_features: what a pixel frame has of
     sound: columns and numbers a column (4 x 80 log-mel, or 2 x 1280 of Whisper's states at 25 frames a second).
     """
 
     shape: Shape
     channels: int = Field(ge=1)
+    latent_scale: tuple[float, ...] = ()
     text_dim: int = Field(ge=1)
     audio_window: int = Field(default=4, ge=1)
     audio_features: int = Field(default=80, ge=1)
@@ -60,6 +63,12 @@ class ActiveMindSettings(Strict):
     def patch_dim(self) -> int:
         """Numbers of latent that make one visual token."""
         return self.channels * self.shape.patch**2
+
+    @model_validator(mode="after")
+    def _scale_fits(self) -> "ActiveMindSettings":
+        if self.latent_scale and (len(self.latent_scale) != self.channels or min(self.latent_scale) <= 0):
+            raise ValueError(f"latent_scale: {self.channels} numbers above 0, or none")
+        return self
 
     def parameter_count(self) -> int:
         """Numbers that are learnt, all branches."""

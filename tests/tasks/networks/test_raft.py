@@ -1,10 +1,13 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tasks import weights
+from tasks import flow, weights
+from tasks.clip import Clip
+from tasks.motion import Motion, MotionSettings
 from tasks.networks import raft
 from tests.parity import arrays, filled, listing, needs_parity, shapes
 
@@ -82,3 +85,19 @@ def test_many_pairs_at_once_give_what_each_gives_alone(network: raft.Raft) -> No
     for index in range(3):
         alone = raft.flows(network, images[index : index + 2], iterations=3)[0]
         np.testing.assert_allclose(together[index], alone, atol=1e-3)
+
+
+def test_the_motion_stage_runs_on_weights_from_disk(
+    network: raft.Raft, folder: Path, clip_of: Callable[..., Clip], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.save(network.state_dict(), folder / "raft-things.pth")
+    stage = Motion(MotionSettings(backend="raft", short_side=64, rate_hz=1))
+    stage.check()
+    clip = clip_of("silent.mp4", short_side=128)
+    monkeypatch.setattr(flow, "_PAIRS", 2)
+    columns = stage.measure(clip).columns
+    assert all(np.isfinite(value) for value in columns.values())  # type: ignore[arg-type]
+    images = np.random.default_rng(0).integers(0, 256, (4, 64, 96, 3), np.uint8)
+    in_twos = list(stage._flow.flows(images))
+    monkeypatch.setattr(flow, "_PAIRS", 8)
+    np.testing.assert_allclose(np.stack(in_twos), np.stack(list(stage._flow.flows(images))), atol=1e-3)

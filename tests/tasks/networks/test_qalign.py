@@ -1,0 +1,117 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from tasks import remote_code
+from tasks.aesthetics import Aesthetics, AestheticsSettings
+from tasks.clip import Clip
+from tasks.networks import qalign
+from tasks.stage import MissingBackend
+from tests.parity import arrays, needs_parity
+
+# a model that is called as the published one is: it likes what is bright, and films more than pictures
+CODE = """
+import torch
+from transformers import PretrainedConfig, PreTrainedModel
+
+
+class TinyConfig(PretrainedConfig):
+    model_type = "tiny_align"
+
+    def __init__(self, vocab_size=32, **more):
+        self.vocab_size = vocab_size
+        super().__init__(**more)
+
+
+class TinyAlign(PreTrainedModel):
+    config_class = TinyConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.by_word = torch.nn.Parameter(torch.zeros(config.vocab_size))
+        self.post_init()
+
+    def forward(self, input_ids, images):
+        films = isinstance(images, list)
+        assert (input_ids == -200).sum(1).eq(1).all() and input_ids[0, 0] == 1 and (input_ids == 1).sum(1).eq(1).all()
+        assert all(film.shape[1:] == (3, 448, 448) for film in images) if films else images.shape[1:] == (3, 448, 448)
+        light = torch.stack([film.mean() for film in images]) + films
+        return {"logits": (light[:, None] * self.by_word)[:, None].expand(-1, input_ids.shape[1], -1)}
+"""
+WORDS = ["<unk>", "<s>", *qalign.LEVELS, "USER:", "How", "would", "you", "rate", "the", "quality", "of", "this", "?"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    folder = tmp_path / "qalign"
+    folder.mkdir()
+    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
+    auto = {"AutoConfig": "tiny_align.TinyConfig", "AutoModelForCausalLM": "tiny_align.TinyAlign"}
+    config = {"model_type": "tiny_align", "architectures": ["TinyAlign"], "auto_map": auto, "vocab_size": 32}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tiny_align.py").write_text(CODE)
+    by_word = torch.zeros(32)
+    by_word[2:7] = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0])
+    save_file({"by_word": by_word}, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
+@needs_parity
+def test_levels_become_the_references_scores() -> None:
+    known = arrays("qalign/score_map.npz")
+    found = qalign.scores(known["level_logits_excellent_good_fair_poor_bad"])
+    np.testing.assert_allclose(found, known["score_1_to_5"], rtol=1e-12)
+    np.testing.assert_allclose((found - 1) / 4, known["score_0_to_1"], rtol=1e-12)
+
+
+@needs_parity
+def test_pixels_are_the_references() -> None:
+    known = arrays("qalign/score_map.npz")
+    found = qalign.prepared(known["image_rgb"])
+    np.testing.assert_allclose(found[:, ::4, ::4], known["pixel_values_every4"], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("frames", "fps", "wanted"), [(100, 25, [0, 25, 50, 75]), (74, 24.5, [0, 24, 49]), (10, 25, [5]), (1, 25, [0])]
+)
+def test_a_film_is_looked_at_once_a_second_and_never_not_at_all(frames: int, fps: float, wanted: list[int]) -> None:
+    assert qalign.video_frames(frames, fps) == wanted
+
+
+def test_code_beside_weights_runs_only_when_it_is_named(folder: Path) -> None:
+    with pytest.raises(MissingBackend, match=r"only when you say so.*remote_code: [0-9a-f]{12}"):
+        Aesthetics(AestheticsSettings(backend="qalign")).check()
+    trusted = remote_code.digest("qalign")
+    Aesthetics(AestheticsSettings(backend="qalign", remote_code=trusted)).check()
+    (folder / "tiny_align.py").write_text(CODE + "\nprint('more')\n")
+    with pytest.raises(MissingBackend, match="it has changed"):
+        qalign.load(trusted)
+
+
+def test_pictures_and_films_are_rated_by_the_model(folder: Path, clip_of: Callable[..., Clip]) -> None:
+    model = qalign.load(remote_code.digest("qalign"))
+    images = [np.full((40, 60, 3), value, np.uint8) for value in (0, 60, 130, 190, 255)]
+    alone = model.images(images, "quality")
+    assert list(alone) == sorted(alone)
+    assert alone[0] < 2 < 4 < alone[-1]
+    np.testing.assert_allclose(alone[3], model.images(images[3:4], "quality")[0], rtol=1e-6)
+    assert model.video(images, "quality") > np.mean(alone)
+
+
+def test_the_aesthetics_stage_rates_a_clip(folder: Path, clip_of: Callable[..., Clip]) -> None:
+    stage = Aesthetics(AestheticsSettings(backend="qalign", remote_code=remote_code.digest("qalign")))
+    columns = stage.measure(clip_of("talk_office.mp4")).columns
+    assert all(1 <= columns[name] <= 5 for name in ("quality", "aesthetic", "video_quality"))  # type: ignore[operator]
+    assert columns["sharpness"] is None

@@ -1,0 +1,127 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from tasks import weights
+from tasks.clip import SAMPLE_RATE, Clip
+from tasks.networks import whisper
+from tasks.speech import Speech, SpeechSettings
+from tasks.stage import MissingBackend
+from tests.parity import arrays, filled, listing, needs_parity, shapes
+
+TINY = {
+    "vocab_size": 64,
+    "num_mel_bins": 80,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_layers": 1,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 96,
+    "decoder_ffn_dim": 32,
+    "d_model": 48,
+    "max_target_positions": 16,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny Whisper, filled by the rule, as it is published."""
+    monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
+    folder = tmp_path / "whisper"
+    model = WhisperModel(WhisperConfig(**TINY))
+    model.load_state_dict(filled(model.state_dict()))
+    model.save_pretrained(folder)
+    return folder
+
+
+@needs_parity
+def test_states_are_the_references(folder: Path) -> None:
+    assert TINY.items() <= listing("whisper/keys_tiny.json")["config"].items()
+    known = arrays("whisper/tiny_encoder.npz")
+    encoder = whisper.load()
+    samples = arrays("whisper/frontend.npz")["signal_int16"] / 32768
+    # the fixture's states go on into the padding, which ours leave out
+    padded = np.pad(samples, (0, 30 * SAMPLE_RATE - len(samples)))
+    last, first, second = (whisper.states(encoder, padded, layers) for layers in ("last", 0, 1))
+    close = {"rtol": 1e-4, "atol": 1e-4}
+    np.testing.assert_allclose(last[:200], known["last_hidden_state_first200"], **close)
+    np.testing.assert_allclose(last[::25], known["last_hidden_state_every25"], **close)
+    np.testing.assert_allclose(first[:50], known["hidden0_first50"], **close)
+    np.testing.assert_allclose(second[:100], known["hidden1_first100"], **close)
+    np.testing.assert_allclose(whisper.states(encoder, padded, "mean"), (first + second + last) / 3, **close)
+    np.testing.assert_allclose(whisper.states(encoder, samples), last[:150], **close)
+
+
+@needs_parity
+@pytest.mark.parametrize("size", ["tiny", "base", "large_v3"])
+def test_the_published_keys_are_taken_whole(size: str) -> None:
+    known = listing(f"whisper/keys_{size}_encoder.json")
+    with torch.device("meta"):
+        encoder = WhisperEncoder(WhisperConfig(**known["config"]))
+    assert {key: tuple(value.shape) for key, value in encoder.state_dict().items()} == shapes(
+        f"whisper/keys_{size}_encoder.json"
+    )
+
+
+def test_a_checkpoint_with_a_language_head_loads_to_the_same_encoder(folder: Path) -> None:
+    weights.check("whisper")
+    one = whisper.load().state_dict()
+    model = WhisperForConditionalGeneration(WhisperConfig(**TINY))
+    model.load_state_dict(
+        {f"model.{key}": v for key, v in weights.read(folder / "model.safetensors").items()}, strict=False
+    )
+    model.save_pretrained(folder)
+    weights.check("whisper")
+    other = whisper.load().state_dict()
+    assert all(torch.equal(other[key], value) for key, value in one.items())
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_with_the_difference(folder: Path) -> None:
+    state = weights.read(folder / "model.safetensors")
+    del state["encoder.layer_norm.weight"]
+    save_file(state, folder / "model.safetensors")
+    with pytest.raises(weights.WrongWeights, match=r"1 missing \(layer_norm.weight\)"):
+        weights.check("whisper")
+
+
+def test_long_sound_is_heard_in_windows_that_overlap(folder: Path) -> None:
+    encoder = whisper.load()
+    samples = np.random.default_rng(0).normal(0, 0.1, 62 * SAMPLE_RATE + 100).astype(np.float32)
+    found = whisper.states(encoder, samples)
+    assert found.shape == (62 * 50 + 1, 48)
+    for start, (first, last) in {0: (0, 27.5), 25: (27.5, 52.5), 50: (52.5, 62)}.items():
+        window = whisper.states(encoder, samples[start * SAMPLE_RATE : (start + 30) * SAMPLE_RATE])
+        ours = found[round(first * 50) : round(last * 50)]
+        np.testing.assert_allclose(ours, window[round((first - start) * 50) :][: len(ours)], atol=1e-4)
+
+
+def test_the_speech_stage_gives_the_states_of_each_frame(folder: Path, clip_of: Callable[..., Clip]) -> None:
+    clip = clip_of("talk_office.mp4")
+    stage = Speech(SpeechSettings(backend="whisper"))
+    stage.check()
+    measured = stage.measure(clip)
+    assert measured.columns == pytest.approx(Speech(SpeechSettings()).measure(clip).columns)
+    found = measured.arrays["whisper"]
+    assert found.shape == (clip.record.frames, -(-50 // clip.record.fps), 48)
+    samples = clip.samples()
+    assert samples is not None
+    np.testing.assert_allclose(found[10, 0], whisper.states(whisper.load(), samples)[20], atol=2e-3)
+    other = Speech(SpeechSettings(backend="whisper"))
+    before = other.backend_version()
+    (folder / "config.json").write_text((folder / "config.json").read_text() + " ")
+    assert other.backend_version() != before
+
+
+def test_a_layer_that_the_encoder_lacks_is_named(folder: Path, clip_of: Callable[..., Clip]) -> None:
+    with pytest.raises(MissingBackend, match=r"speech.layers is 3.*has 2 layers"):
+        Speech(SpeechSettings(backend="whisper", layers=3)).measure(clip_of("talk_office.mp4"))

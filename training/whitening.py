@@ -1,0 +1,61 @@
+"""How large each channel of a dataset's latents is.
+
+A codec promises channels of about unit variance, which holds for what it was made for; other footage may have ten times
+as much of one channel as of another, and noise of unit variance then hides the one long before the other.
+"""
+
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+from data_manifests.dataset import load
+from data_manifests.storage import Storage
+from tasks.latent_codec import latent_frames
+from training.buckets import LoaderError
+from training.clip_latents import ClipLatents
+from training.config import TrainingRecipe
+from training.sample_reader import Bucket, SampleReader
+from training.shard_index import read_index
+
+_SAMPLES = 256  # of which a deviation is told to 1 % where channels are near normal
+
+
+def channel_std(address: str, recipe: TrainingRecipe, cache: str) -> np.ndarray:
+    """The standard deviation of each channel about 0, over the first samples of a dataset: [channels] float64.
+
+    About 0 and not the mean, since it is how far from 0 the noise has to reach. cache: a folder, as the loader's.
+
+    Raises LoaderError when no sample can be read.
+    """
+    total, count = 0.0, 0
+    for latent in itertools.islice(_latents(address, recipe, cache), _SAMPLES):
+        squares = np.square(latent.astype(np.float64))
+        total, count = total + squares.sum(axis=(0, 2, 3)), count + squares[:, 0].size
+    if not count:
+        raise LoaderError(f"{address} has no sample of {recipe.data.frames} frames to measure latents by")
+    std: np.ndarray = np.sqrt(total / count)
+    return std
+
+
+def _latents(address: str, recipe: TrainingRecipe, cache: str) -> Iterator[np.ndarray]:
+    """[latent frames, channels, height, width] of one sample after another. Samples that cannot be read are passed by:
+    the loader counts them."""
+    data = recipe.data
+    shards = sorted((s for s in load(address).shards if s.tier in data.tiers), key=lambda shard: shard.name)
+    storage = Storage(address.rpartition("/")[0] or ("/" if address.startswith("/") else "."))
+    kept = Storage(cache)
+    reader = SampleReader(storage, shards, ClipLatents(data.latents, kept))
+    frames = latent_frames(data.frames)
+    for number, shard in enumerate(shards):
+        for place, entry in enumerate(read_index(storage, shard, kept).entries):
+            if entry.fault or entry.fps != data.fps:
+                continue
+            try:
+                (whole, channels, height, width), text_dim = reader.shape(entry)
+                if whole < frames:
+                    continue
+                bucket = Bucket(frames, channels, height, width, text_dim, entry.fps, 0)
+                yield reader.read(number, place, entry, bucket, 0).latent
+            except Exception:  # noqa: S112 - whatever a broken sample makes its reader raise
+                continue
