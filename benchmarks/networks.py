@@ -5,6 +5,7 @@ the reference's arithmetic: the same numbers by the operations that the publishe
 CPU with one thread, by CPU seconds; on a GPU, where there is one, by the clock. The weights are noise.
 """
 
+import os
 import sys
 import time
 from collections import deque
@@ -46,6 +47,11 @@ def seconds(work: Callable[[], Any], repeats: int = 2) -> float:
     return min(once() for _ in range(repeats))
 
 
+def _counts(network: torch.nn.Module) -> tuple[int, int]:
+    """Its keys and its parameters."""
+    return len(network.state_dict()), sum(value.numel() for value in network.parameters())
+
+
 def xpose() -> Row:
     """Against all classes padded to 350, all of the fusion's projections, and all queries sampled at once."""
     from tasks.networks.xpose import attention
@@ -54,7 +60,7 @@ def xpose() -> Row:
     with torch.device("meta"):
         network = XPose()
     network = network.to_empty(device="cpu").eval().requires_grad_(False)
-    keys, parameters = len(network.state_dict()), sum(value.numel() for value in network.parameters())
+    counts = _counts(network)
     network.load_state_dict(xpose_state())
     network.serve()
     network.to(device())
@@ -77,7 +83,7 @@ def xpose() -> Row:
         own = seconds(lambda: network(images, classes))
         with patch.object(attention._BothWays, "forward", both_ways), patch.object(attention, "_AT_ONCE", 10**9):
             reference = seconds(lambda: network(images, padded))
-    return Row(keys, parameters, "frames of 800x800", own, reference)
+    return Row(*counts, "frames of 800x800", own, reference)
 
 
 def wan_vae(decoding: bool) -> Row:
@@ -87,7 +93,6 @@ def wan_vae(decoding: bool) -> Row:
     from tasks.networks import wan_vae
 
     vae = AutoencoderKLWan(**wan_vae.PUBLISHED).to(device()).eval().requires_grad_(False)
-    keys, parameters = len(vae.state_dict()), sum(value.numel() for value in vae.parameters())
     side = 256 if device().type == "cuda" else 64
     video, latents = torch.rand(1, 3, 9, side, side) * 2 - 1, torch.randn(1, 16, 3, side // 8, side // 8)
 
@@ -99,7 +104,7 @@ def wan_vae(decoding: bool) -> Row:
 
     with torch.inference_mode():
         reference = seconds(lambda: vae.decode(latents.to(device())) if decoding else vae.encode(video.to(device())))
-    return Row(keys, parameters, f"frames of {side}x{side}", seconds(own) / 9, reference / 9)
+    return Row(*_counts(vae), f"frames of {side}x{side}", seconds(own) / 9, reference / 9)
 
 
 def umt5() -> Row:
@@ -111,7 +116,6 @@ def umt5() -> Row:
 
     with torch.device("meta"):
         whole = UMT5EncoderModel(UMT5Config(**umt5.PUBLISHED))
-    keys, parameters = len(whole.state_dict()), sum(value.numel() for value in whole.parameters())
     network = UMT5EncoderModel(UMT5Config(**umt5.PUBLISHED | {"vocab_size": 1000, "num_layers": 2}))
     network.to(device(), torch.bfloat16 if device().type == "cuda" else torch.float32).eval().requires_grad_(False)
     ids = torch.randint(2, 1000, (2, 60))
@@ -120,7 +124,7 @@ def umt5() -> Row:
     own = seconds(lambda: umt5.states(network, ids.tolist()), 1)
     with torch.inference_mode():
         reference = seconds(lambda: network(padded.to(device()), attention_mask=mask.to(device())), 1)
-    return Row(keys, parameters, "captions through 2 layers", own / 2, reference / 2)
+    return Row(*_counts(whole), "captions through 2 layers", own / 2, reference / 2)
 
 
 def syncnet() -> Row:
@@ -141,8 +145,7 @@ def syncnet() -> Row:
     own = seconds(lambda: syncnet.lip_vectors(fast, pictures))
     with torch.inference_mode():
         reference = seconds(stacked)
-    parameters = sum(value.numel() for value in network.parameters())
-    return Row(len(network.state_dict()), parameters, "windows of lips", own / windows, reference / windows)
+    return Row(*_counts(network), "windows of lips", own / windows, reference / windows)
 
 
 def s3fd() -> Row:
@@ -156,8 +159,126 @@ def s3fd() -> Row:
     images = [*torch.randint(0, 256, (8, 480, 854, 3), dtype=torch.uint8).numpy()]
     own = seconds(lambda: s3fd.faces(fast, images))
     reference = seconds(lambda: [s3fd.faces(network, [image]) for image in images])
-    parameters = sum(value.numel() for value in network.parameters())
-    return Row(len(network.state_dict()), parameters, "frames of 854x480, at a quarter", own / 8, reference / 8)
+    return Row(*_counts(network), "frames of 854x480, at a quarter", own / 8, reference / 8)
+
+
+def raft() -> Row:
+    """Successive frames, against each pair alone, for which each frame's features are made twice."""
+    from tasks.networks.raft import Raft, flows
+
+    network = Raft().to(device()).eval().requires_grad_(False)
+    pairs = 8 if device().type == "cuda" else 2
+    images = torch.randint(0, 256, (pairs + 1, 3, 184, 320), dtype=torch.uint8)
+    own = seconds(lambda: flows(network, images), 1)
+    reference = seconds(lambda: [flows(network, images[at : at + 2]) for at in range(pairs)], 1)
+    return Row(*_counts(network), "pairs of 320x184", own / pairs, reference / pairs)
+
+
+def whisper() -> Row:
+    """10 s of sound by 2 of large-v3's 32 layers, against transformers' own front end and call; keys and parameters are
+    those of the whole encoder."""
+    from transformers import WhisperConfig, WhisperFeatureExtractor
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    from tasks.networks.whisper import states
+
+    large = {"num_mel_bins": 128, "d_model": 1280, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120}
+    with torch.device("meta"):
+        counts = _counts(WhisperEncoder(WhisperConfig(**large, encoder_layers=32)))
+    encoder = WhisperEncoder(WhisperConfig(**large, encoder_layers=2)).to(device()).eval().requires_grad_(False)
+    samples, front = torch.randn(160_000).numpy() * 0.1, WhisperFeatureExtractor(128)
+
+    def plain() -> Tensor:
+        heard = front(samples, sampling_rate=16_000, return_tensors="pt").input_features
+        return encoder(heard.to(device())).last_hidden_state.cpu()
+
+    own = seconds(lambda: states(encoder, samples), 1)
+    with torch.inference_mode():
+        reference = seconds(plain, 1)
+    return Row(*counts, "windows of 30 s through 2 layers", own, reference)
+
+
+def qalign() -> Row:
+    """What is ours of it: pictures made ready and put to a tiny model, against CLIP's image processor in transformers,
+    one at a time."""
+    import tempfile
+    from pathlib import Path
+
+    import numpy as np
+    from PIL import Image
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    from tasks import remote_code
+    from tasks.networks import qalign
+    from tests import tiny_weights
+
+    images = [*torch.randint(0, 256, (4, 480, 854, 3), dtype=torch.uint8).numpy()]
+    side = {"height": qalign.SIDE, "width": qalign.SIDE}
+    front = CLIPImageProcessorPil(size=side, crop_size=side)
+
+    def prepared(image: np.ndarray) -> Tensor:
+        square = Image.new("RGB", (854, 854), (122, 116, 104))
+        square.paste(Image.fromarray(image), (0, 187))
+        return front(square, return_tensors="pt").pixel_values[0]
+
+    with tempfile.TemporaryDirectory() as folder:
+        tiny_weights.qalign(Path(folder) / "qalign")
+        with patch.dict(os.environ, {"UNDERSTUDY_WEIGHTS": folder, "HF_MODULES_CACHE": f"{folder}/modules"}):
+            model = qalign.load(remote_code.digest("qalign"))
+    own = seconds(lambda: model.images(images, "quality"))
+    with patch.object(qalign, "prepared", prepared):
+        reference = seconds(lambda: [model.images([image], "quality") for image in images])
+    return Row(*_counts(model._network), "pictures of 854x480, model aside", own / 4, reference / 4)
+
+
+def fid_inception() -> Row:
+    """Against one picture at a time."""
+    from tasks.networks.fid_inception import FidInception, features
+
+    network = FidInception().to(device()).eval().requires_grad_(False)
+    images = torch.rand(4, 3, 256, 256)
+    own = seconds(lambda: features(network, images), 1)
+    reference = seconds(lambda: features(network, images, batch=1), 1)
+    return Row(*_counts(network), "pictures", own / 4, reference / 4)
+
+
+def i3d() -> Row:
+    """The reference's own operations."""
+    from tasks.networks.i3d import I3d, features
+
+    network = I3d().to(device()).eval().requires_grad_(False)
+    videos = torch.rand(1, 3, 16, 224, 224) * 2 - 1
+    return Row(*_counts(network), "frames, of videos of 16", seconds(lambda: features(network, videos), 1) / 16, None)
+
+
+def scrfd() -> Row:
+    """What is ours of it: picture made ready, nine outputs read, overlaps taken out."""
+    import numpy as np
+
+    from tasks.networks.insightface import decoded, letterboxed
+
+    drawn, image = np.random.default_rng(0), np.random.default_rng(1).integers(0, 256, (480, 854, 3), np.uint8)
+    cells = [(640 // stride) ** 2 * 2 for stride in (8, 16, 32)]
+    scores = [drawn.uniform(0, 0.51, (count, 1)).astype(np.float32) for count in cells]  # 2 in 100 are faces
+    sides, points = ([drawn.uniform(0, 4, (count, n)).astype(np.float32) for count in cells] for n in (4, 10))
+
+    def find() -> None:
+        _, scale = letterboxed(image, (640, 640))
+        decoded([*scores, *sides, *points], (640, 640), scale)
+
+    return Row(0, 0, "pictures of 854x480, network aside", seconds(find, 5), None)
+
+
+def arcface() -> Row:
+    """IResNet-50 in PyTorch, faces together against one at a time; a pack's ONNX graph is the same network."""
+    from tasks.networks.iresnet import LAYERS, IResNet
+
+    network = IResNet(LAYERS["iresnet50"]).to(device()).eval().requires_grad_(False)
+    faces = torch.rand(4, 3, 112, 112, device=device()) * 2 - 1
+    with torch.inference_mode():
+        own = seconds(lambda: network(faces), 1)
+        reference = seconds(lambda: [network(face) for face in faces.split(1)], 1)
+    return Row(*_counts(network), "faces", own / 4, reference / 4)
 
 
 NETWORKS: dict[str, Callable[[], Row]] = {
@@ -167,6 +288,13 @@ NETWORKS: dict[str, Callable[[], Row]] = {
     "wan-vae-encode": partial(wan_vae, False),
     "wan-vae-decode": partial(wan_vae, True),
     "umt5": umt5,
+    "raft": raft,
+    "whisper": whisper,
+    "qalign": qalign,
+    "fid-inception": fid_inception,
+    "i3d": i3d,
+    "scrfd": scrfd,
+    "arcface": arcface,
 }
 
 

@@ -27,9 +27,6 @@ from training.sampling import Guidance
 PUPPETS = 3000
 GUIDANCE = Guidance(text=2.0, audio=1.0, order="audio_then_text")  # so without text, and with all: two passes a step
 STEPS, CHAIN_STEPS = 20, 10  # of Euler's method; of a chain's clips, which are 480
-# Latent frames. The paper's 30 are the length of one of its clips; a clip here has 9. And with the few frequencies that
-# a head of 32 numbers has for time, 30 frames look like none: the second turns by 1.03 of a circle.
-PSEUDO_LAST = 15
 
 
 class Bar(NamedTuple):
@@ -53,10 +50,14 @@ def bars(figures: Figures, drift: Drift | None) -> Iterator[Bar]:
     yield Bar("muted: amplitude to the truth's", figures.muted_amplitude, none, 0.25)
     yield Bar("gesture: share told right", figures.gestures, 0.9, any_number)
     yield Bar("arm: amplitude to the truth's", figures.arm_amplitude, 0.8, 1.25)
-    yield Bar("arm: error to that at rest", figures.arm_error / figures.rest_error, none, 2.0)
+    yield Bar("arm: error to that at rest", _ratio(figures.arm_error, figures.rest_error), none, 2.0)
     if drift is not None:
-        kept, alone = drift.rises
-        yield Bar("colours: rise of the error to that without pseudo last frame", kept / alone, none, 1 / 3)
+        yield Bar("colours: rise of the error to that without pseudo last frame", _ratio(*drift.rises), none, 1 / 3)
+
+
+def _ratio(value: float, to: float) -> float:
+    """Infinite where there is nothing to compare with, so that nothing is claimed."""
+    return value / to if to > 0 else float("inf")
 
 
 def table(found: list[Bar]) -> str:
@@ -81,7 +82,7 @@ def trained(recipe: TrainingRecipe, manifest: Path, out: Path) -> str:
 
 
 def sampler(recipe: TrainingRecipe, steps: int = STEPS) -> Sampler:
-    return Sampler(recipe.data.latents, steps, GUIDANCE, PSEUDO_LAST)
+    return Sampler(recipe.data.latents, steps, GUIDANCE, recipe.run.pseudo_last)
 
 
 def _cpu_seconds() -> float:

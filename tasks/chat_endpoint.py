@@ -1,7 +1,7 @@
 """A model behind an OpenAI-compatible chat endpoint: vLLM, llama.cpp, Ollama, or a service.
 
-Pictures go as JPEG and sound as WAV inside the request. Nothing is sent to any other address, the key never appears in
-a message, and an answer is read up to a bound, in size and in time.
+Pictures go as JPEG and sound as WAV inside the request. Nothing is sent to any other address (through a proxy where the
+environment names one), the key never appears in a message, and an answer is read up to a bound, in size and in time.
 """
 
 import base64
@@ -66,8 +66,12 @@ class EndpointSettings(Strict):
     @field_validator("base_url")
     @classmethod
     def _plain(cls, base_url: str) -> str:
-        parts = urlsplit(base_url)  # raises ValueError
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(base_url)
+            known = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port)
+        except ValueError:  # its message would repeat what may be a password
+            known = False
+        if not known or re.search(r"[^\x21-\x7e]", base_url):
             raise ValueError("is no http or https address, such as http://localhost:8000/v1")
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             raise ValueError("has a user, a password or a query in it; a key belongs into an environment variable")
@@ -85,16 +89,20 @@ class ChatEndpoint:
         self._client = httpx.Client(
             timeout=httpx.Timeout(_ANSWER_S, connect=_CONNECT_S),
             follow_redirects=False,
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            headers={
+                "Accept-Encoding": "identity",  # so that the bound on an answer's size is one on what is unpacked
+                **({"Authorization": f"Bearer {self._key}"} if self._key else {}),
+            },
         )
         self._refused: set[str] = set()
 
     def check(self) -> None:
         """See that somebody answers there and takes the key. Raises MissingBackend."""
         where = self._settings.base_url
+        failures: tuple[type[Exception], ...] = (*_transport_errors(), EndpointError)
         try:
             status, _, data = self._once("GET", f"{where}/models", None)
-        except _transport_errors() as error:
+        except failures as error:
             raise MissingBackend(
                 f"guidance.endpoint: nobody answers at {where}: {self._plain(error)}; start the server there, or "
                 "correct base_url. guidance's backend `templates` serves without"
@@ -117,20 +125,19 @@ class ChatEndpoint:
         if schema is not None:
             form = {"name": str(schema.get("title", "answer")), "strict": True, "schema": dict(schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
-        for name in self._refused:
-            body.pop(name, None)
+        refused = set(self._refused)
         while True:
-            status, data = self._asked(body)
+            status, data = self._asked({name: value for name, value in body.items() if name not in refused})
             if status == 200:
+                self._refused = refused
                 return Answer(self._text(data))
             said = self._said(data)
-            refused = [name for name in _OPTIONAL if name in body and name in said] if status in (400, 422) else []
-            if status in (400, 422) and not refused and "response_format" in body:
-                refused = ["response_format"]  # what servers call it that do not know it
-            if not refused:
+            left = set(_OPTIONAL).intersection(body) - refused if status in (400, 422) else set()
+            # not every server names what it does not know; then it is most likely the newest of them
+            again = {name for name in left if name in said} or left & {"response_format"}
+            if not again:
                 raise EndpointError(f"{self._settings.base_url} answers {status}: {said}")
-            self._refused.update(refused)
-            body = {name: value for name, value in body.items() if name not in refused}
+            refused |= again
 
     def _asked(self, body: Mapping[str, Any]) -> tuple[int, bytes]:
         """Status and content, after as many tries as a busy server is worth."""
@@ -243,7 +250,7 @@ def _key(settings: EndpointSettings) -> str:
 def _transport_errors() -> tuple[type[Exception], ...]:
     import httpx
 
-    return (httpx.TransportError, httpx.DecodingError, TimeoutError)
+    return (httpx.TransportError, httpx.DecodingError, httpx.InvalidURL, TimeoutError)
 
 
 def _message(turn: Turn) -> dict[str, Any]:

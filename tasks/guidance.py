@@ -1,8 +1,9 @@
 """What a planning language model would say of a clip, here from what the stages before measured.
 
 active-mind has an Analyzer that listens and looks, and a Planner that says what the person does, shot by shot;
-physavatar has one model that puts sound, picture and movement into phrases. The backend here fills templates
-(`tasks.phrases`); all write the same document (`tasks.guidance_schema`).
+physavatar has one model that puts sound, picture and movement into phrases. The embedded backend fills templates
+(`tasks.phrases`), the others ask a model (`tasks.guidance_models`); all write the same document
+(`tasks.guidance_schema`).
 """
 
 import dataclasses
@@ -15,10 +16,12 @@ from itertools import pairwise
 from typing import ClassVar, Protocol
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks import phrases
+from tasks.chat_endpoint import EndpointSettings
 from tasks.clip import SAMPLE_RATE, Clip
+from tasks.guidance_models import Endpoint, MiniCPM, QwenOmni
 from tasks.guidance_schema import (
     TRANSCRIPTION_CHARS,
     Analysis,
@@ -41,37 +44,65 @@ _MOVE_S = 0.2  # over which the head's speed is taken: less is the face detector
 
 
 class GuidanceSettings(StageSettings):
-    """min_pause_s: seconds of silence at which a segment may end. min_segment_s: what both sides of it have at least.
-    max_segments: in a clip, cut at its longest pauses."""
+    """backend: "templates", or a model: "endpoint", "qwen2.5-omni", "minicpm-o".
+
+    min_pause_s: seconds of silence at which a segment may end. min_segment_s: what both sides of it have at least.
+    max_segments: in a clip, cut at its longest pauses.
+
+    Of models: pictures: that it is shown of a clip, the reference first; there is one a second. short_side: pixels that
+    their shorter side is scaled down to. endpoint: of the backend `endpoint`. embeddings: whether what Qwen2.5-Omni
+    says is stored as physavatar takes it. remote_code: the hash of the code that comes with MiniCPM-o's weights, which
+    says that you trust it.
+    """
+
+    operational: ClassVar = {"endpoint": {"base_url", "key_env", "requests"}}
 
     backend: str = "templates"
     min_pause_s: float = Field(default=0.3, ge=0.05, le=10.0)
     min_segment_s: float = Field(default=1.5, ge=0.1, le=60.0)
     max_segments: int = Field(default=8, ge=1, le=100)
+    pictures: int = Field(default=4, ge=1, le=32)
+    short_side: int = Field(default=448, ge=56, le=2160)
+    endpoint: EndpointSettings | None = None
+    embeddings: bool = False
+    remote_code: str = Field(default="", pattern="^([0-9a-f]{12})?$")
 
     @field_validator("backend")
     @classmethod
     def _known(cls, backend: str) -> str:
         return known_backend(backend, BACKENDS)
 
+    @model_validator(mode="after")
+    def _of_its_backend(self) -> "GuidanceSettings":
+        if (self.endpoint is None) == (self.backend == "endpoint"):
+            raise ValueError("`endpoint`, with base_url and model, belongs to the backend `endpoint`, and to it alone")
+        if self.embeddings and self.backend != "qwen2.5-omni":
+            raise ValueError("embeddings come from the backend `qwen2.5-omni` alone")
+        return self
+
 
 class Guide(Protocol):
     """A guidance backend. No clip changes what the next one gets."""
+
+    def __init__(self, settings: GuidanceSettings) -> None: ...
 
     @staticmethod
     def version() -> str:
         """Library and weights, as far as they can change a word."""
 
     @staticmethod
-    def check() -> None:
+    def check(settings: GuidanceSettings) -> None:
         """Raises tasks.stage.MissingBackend when the backend cannot run."""
 
-    def __call__(self, clip: Clip, signals: Signals) -> Guidance:
-        """The guidance of a clip; `signals` are what was measured of it."""
+    def __call__(self, clip: Clip, signals: Signals) -> tuple[Guidance, Mapping[str, np.ndarray]]:
+        """The guidance of a clip, and the stage's arrays; `signals` are what was measured of it."""
 
 
 class Templates:
     """Templates filled from the signals, in English; what was not measured is not said."""
+
+    def __init__(self, settings: GuidanceSettings) -> None:
+        """Nothing to load."""
 
     @staticmethod
     def version() -> str:
@@ -79,15 +110,20 @@ class Templates:
         return ""
 
     @staticmethod
-    def check() -> None:
+    def check(settings: GuidanceSettings) -> None:
         """Nothing to load."""
 
-    def __call__(self, clip: Clip, signals: Signals) -> Guidance:
+    def __call__(self, clip: Clip, signals: Signals) -> tuple[Guidance, Mapping[str, np.ndarray]]:
         del clip  # all that is said comes from the signals
-        return fill(signals)
+        return fill(signals), {}
 
 
-BACKENDS: dict[str, type[Guide]] = {"templates": Templates}
+BACKENDS: dict[str, type[Guide]] = {
+    "templates": Templates,
+    "endpoint": Endpoint,
+    "qwen2.5-omni": QwenOmni,
+    "minicpm-o": MiniCPM,
+}
 
 
 class GuidanceStage(Stage[GuidanceSettings]):
@@ -98,13 +134,15 @@ class GuidanceStage(Stage[GuidanceSettings]):
 
     Columns:
         words: of the phrases with their tags, 80 at most.
-        language: of the speech as the manifest says; "" when it does not.
+        language: of the speech as the manifest says, else as a model hears it; "" when neither does.
         speech_type: "speech" or "none"; "singing" only from a backend that can hear it.
         emotion: "calm", "neutral" or "lively", how the voice sounds; "" without one.
         segments: between pauses of speech.
         phrases: "[AUDIO]: ... [IMAGE]: ... [VIDEO]: ...".
     Files:
         guidance.json: the document (tasks.guidance_schema.Guidance).
+    Arrays, where `embeddings` asks for them; each has a row for each token of the phrases as the model wrote them:
+        mllm_continuous, mllm_tokenised: [tokens, dim] float16, see tasks.networks.qwen_omni.QwenOmni.embeddings.
     """
 
     name: ClassVar[str] = "guidance"
@@ -120,6 +158,7 @@ class GuidanceStage(Stage[GuidanceSettings]):
     }
     reads: ClassVar[tuple[str, ...]] = ("caption", "language", "transcript")
     uses: ClassVar[tuple[str, ...]] = ("people", "aesthetics", "motion", "identity", "crop", "pose")
+    unaligned: ClassVar[tuple[str, ...]] = ("mllm_continuous", "mllm_tokenised")
 
     def backend_version(self) -> str:
         guide = BACKENDS[self.settings.backend].version()
@@ -128,7 +167,7 @@ class GuidanceStage(Stage[GuidanceSettings]):
 
     def check(self) -> None:
         Speech(SpeechSettings()).check()
-        BACKENDS[self.settings.backend].check()
+        BACKENDS[self.settings.backend].check(self.settings)
 
     @cached_property
     def _detector(self) -> VoiceDetector:
@@ -136,13 +175,13 @@ class GuidanceStage(Stage[GuidanceSettings]):
 
     @cached_property
     def _guide(self) -> Guide:
-        return BACKENDS[self.settings.backend]()
+        return BACKENDS[self.settings.backend](self.settings)
 
     def measure(self, clip: Clip) -> Measurement:
         samples = clip.samples()
         heard = samples is not None and len(samples) > 0
         spans = self._detector.spans(samples) if samples is not None and heard else []
-        guidance = self._guide(clip, signals_of(clip, samples if heard else None, spans, self.settings))
+        guidance, arrays = self._guide(clip, signals_of(clip, samples if heard else None, spans, self.settings))
         return Measurement(
             {
                 "words": guidance.phrases.words,
@@ -152,6 +191,7 @@ class GuidanceStage(Stage[GuidanceSettings]):
                 "segments": len(guidance.analysis.segments),
                 "phrases": guidance.phrases.text,
             },
+            arrays,
             files={"guidance.json": write_guidance(guidance)},
         )
 
@@ -161,7 +201,6 @@ def fill(signals: Signals) -> Guidance:
     said, origins = phrases.phrases_of(signals)
     tone = phrases.tone_of(signals.voice)
     language, transcript = clean(signals.language, 40), clean(signals.transcript, TRANSCRIPTION_CHARS)
-    count = len(signals.segments)
     followed = any(s.head_speed is not None for s in signals.segments)
     return Guidance(
         backend="templates",
@@ -172,7 +211,7 @@ def fill(signals: Signals) -> Guidance:
             tone=tone,
             emotion=phrases.emotion_of(signals.voice),
             intention="",
-            segmentation=f"Divided at {count - 1} pause{'s'[: count != 2]} of speech." if count > 1 else "Not divided.",
+            segmentation=phrases.division_of(len(signals.segments)),
             segments=tuple(
                 SegmentSaid(start_s=s.start_s, end_s=s.end_s, content=phrases.content_of(s)) for s in signals.segments
             ),

@@ -28,7 +28,7 @@ _WORD = re.compile(r"[^\W_]+(?:['\u2019][^\W_]+)*")
 _UNPRINTED = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]")
 
 Tone = Literal["calm", "neutral", "lively", ""]
-Origin = Literal["caption", "manifest", "sound", "people", "motion", "identity", "crop", "aesthetics", "pose"]
+Origin = Literal["caption", "manifest", "sound", "people", "motion", "identity", "crop", "aesthetics", "pose", "model"]
 
 
 class GuidanceError(ValueError):
@@ -157,8 +157,8 @@ class Phrases(Strict):
 
 
 class Sources(Strict):
-    """Where each part came from: stages, the sound itself, the manifest's fields or the caption; nothing where the part
-    says nothing."""
+    """Where each part came from: stages, the sound itself, the manifest's fields, the caption, or a language model that
+    looked and listened; nothing where the part says nothing."""
 
     language: tuple[Origin, ...] = ()
     transcription: tuple[Origin, ...] = ()

@@ -52,6 +52,11 @@ class LatentCodec(Protocol):
     def check() -> None:
         """Raises tasks.stage.MissingBackend when the codec cannot run."""
 
+    @property
+    def gains(self) -> np.ndarray:
+        """How much a unit of each channel changes the picture, but for a factor common to all: [channels] float32; all
+        alike where the codec does not know."""
+
     def encode(self, frames: Iterable[np.ndarray]) -> Iterator[Encoded]:
         """Encode 4n + 1 frames of one size, each [height, width, 3] uint8 RGB, to n + 1 latent frames.
 
@@ -145,6 +150,11 @@ class CosineCodec:
     @staticmethod
     def check() -> None:
         """NumPy and OpenCV are always installed."""
+
+    @property
+    def gains(self) -> np.ndarray:
+        """What coefficients were divided by, as the transform is orthonormal."""
+        return self._std
 
     @cached_property
     def basis(self) -> np.ndarray:
@@ -243,6 +253,11 @@ class WanCodec:
     def check() -> None:
         """Raises tasks.stage.MissingBackend where the weights are missing or do not fit."""
         weights.check("wan-vae")
+
+    @property
+    def gains(self) -> np.ndarray:
+        """Not known."""
+        return np.ones(self.channels, np.float32)
 
     @cached_property
     def _vae(self) -> "AutoencoderKLWan":

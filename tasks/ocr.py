@@ -1,13 +1,16 @@
-"""Text in pictures, found and read: the protocol of a backend, and RapidOCR, which no other module imports."""
+"""Text in pictures, found and read: the protocol of a backend, RapidOCR and PaddleOCR; no other module imports them."""
 
+import contextlib
 import importlib.metadata
 import importlib.util
+import os
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 
+from tasks import weights
 from tasks.stage import MissingBackend
 
 _MODELS = ("models/PP-OCRv6_det_small.onnx", "models/PP-OCRv6_rec_small.onnx")
@@ -15,8 +18,14 @@ _INSTALL = (
     "install it with `pip install rapidocr==3.10.0 onnxruntime` (`make setup` does); no other backend serves here"
 )
 
-_GRID = 32  # the detector takes sides that are multiples of it
+_INSTALL_PADDLE = (
+    "install it with `pip install 'understudy[ocr]'`; subtitles' backend `rapidocr` serves without it, by smaller "
+    "networks of the same kind"
+)
+
+_GRID = 32  # the detectors take sides that are multiples of it
 _LONGEST = 2000  # pixels; RapidOCR scales what is larger
+_UNCLIP = 1.3  # boxes as tight as they can be told: at the default settings, twice the area of small print
 
 
 class Box(NamedTuple):
@@ -74,9 +83,8 @@ class RapidOcr:
                 # pictures come at the size they are to be seen at
                 "Det.limit_type": "min",
                 "Det.limit_side_len": _GRID,
-                # boxes as tight as they can be told: at the default settings, twice the area of small print
                 "Det.use_dilation": False,
-                "Det.unclip_ratio": 1.3,
+                "Det.unclip_ratio": _UNCLIP,
             }
         )
 
@@ -92,18 +100,8 @@ class RapidOcr:
             raise MissingBackend(f"rapidocr lacks {', '.join(missing)}; {_INSTALL}")
 
     def find(self, image: np.ndarray, short_side: int) -> list[Box]:
-        import cv2
-
-        height, width = image.shape[:2]
-        scale = min(short_side / min(height, width), _LONGEST / max(height, width))
-        size = [max(_GRID, round(side * scale / _GRID) * _GRID) for side in (width, height)]
-        shrunk = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        corners = self._run(shrunk, use_det=True, use_rec=False).boxes
-        if corners is None:
-            return []
-        # [lines, 4 corners, x and y]
-        corners = np.asarray(corners, np.float64) * (width / size[0], height / size[1])
-        return [Box(*map(float, (*c.min(axis=0), *c.max(axis=0)))) for c in corners]
+        shrunk = _shrunk(image, short_side)
+        return _boxes(self._run(shrunk, use_det=True, use_rec=False).boxes, shrunk, image)
 
     def read(self, images: list[np.ndarray]) -> list[tuple[str, float]]:
         # one by one: in a batch, the widest line decides how the others are seen
@@ -111,15 +109,124 @@ class RapidOcr:
         return [(f.txts[0], float(f.scores[0])) if f.txts else ("", 0.0) for f in found]
 
     def _run(self, image: np.ndarray, **steps: bool) -> Any:
-        # OpenCV's order of colours
-        return self._engine(np.ascontiguousarray(image[:, :, ::-1]), use_cls=False, **steps)
+        return self._engine(_bgr(image), use_cls=False, **steps)
 
 
-def _version(package: str) -> str:
+class PaddleOcr:
+    """PaddleOCR's detector and recogniser, from local folders `det` and `rec`; any pair of PP-OCR that Paddle exported.
+
+    Boxes are as wide around the letters as RapidOcr's, so that areas compare.
+    """
+
+    networks: ClassVar[tuple[str, ...]] = ("paddleocr",)
+
+    def __init__(self) -> None:
+        self.check()
+        # read when it is imported: it asks four hosts for models unless it is told not to
+        os.environ.setdefault("PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK", "True")
+        from paddleocr import TextDetection, TextRecognition
+
+        detector, recogniser = _paddle_folders()
+        # Folders, so that nothing is ever downloaded. The static engine alone: the other opens a pickle where it finds
+        # one. Without oneDNN, by which Paddle 3.3 fails on PP-OCRv5. The workers are the parallelism.
+        how = {"engine": "paddle_static", "cpu_threads": 1, "enable_mkldnn": False}
+        self._detector = TextDetection(
+            model_name=_paddle_name(detector),
+            model_dir=str(detector),
+            # pictures come at the size they are to be seen at
+            limit_type="min",
+            limit_side_len=_GRID,
+            unclip_ratio=_UNCLIP,
+            **how,
+        )
+        self._recogniser = TextRecognition(model_name=_paddle_name(recogniser), model_dir=str(recogniser), **how)
+
+    @staticmethod
+    def version() -> str:
+        releases = [f"{package} {_version(package, _INSTALL_PADDLE)}" for package in ("paddleocr", "paddlex")]
+        return f"paddleocr's networks {weights.digest('paddleocr')}, {', '.join(releases)}, paddle {_paddle_version()}"
+
+    @staticmethod
+    def check() -> None:
+        _version("paddleocr", _INSTALL_PADDLE)
+        _paddle_version()
+        weights.check("paddleocr")
+        for folder in _paddle_folders():
+            _paddle_name(folder)
+
+    def find(self, image: np.ndarray, short_side: int) -> list[Box]:
+        shrunk = _shrunk(image, short_side)
+        (found,) = self._detector.predict(_bgr(shrunk), batch_size=1)
+        return _boxes(found["dt_polys"], shrunk, image)
+
+    def read(self, images: list[np.ndarray]) -> list[tuple[str, float]]:
+        # one by one: in a batch, the widest line decides how the others are seen
+        found = [self._recogniser.predict(_bgr(image), batch_size=1)[0] for image in images]
+        return [(str(line["rec_text"]), float(line["rec_score"])) for line in found]
+
+
+def _shrunk(image: np.ndarray, short_side: int) -> np.ndarray:
+    """A picture at the size at which text is looked for: sides on the detectors' grid."""
+    import cv2
+
+    height, width = image.shape[:2]
+    scale = min(short_side / min(height, width), _LONGEST / max(height, width))
+    size = [max(_GRID, round(side * scale / _GRID) * _GRID) for side in (width, height)]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def _boxes(corners: Any, shrunk: np.ndarray, image: np.ndarray) -> list[Box]:
+    """Upright boxes in a picture around lines that were found in it when shrunk.
+
+    corners: [lines, 4, 2] x, y in pixels; None or empty for none.
+    """
+    if corners is None or not len(corners):
+        return []
+    # [lines, 4 corners, x and y]
+    corners = np.asarray(corners, np.float64) * [image.shape[k] / shrunk.shape[k] for k in (1, 0)]
+    return [Box(*map(float, (*c.min(axis=0), *c.max(axis=0)))) for c in corners]
+
+
+def _bgr(image: np.ndarray) -> np.ndarray:
+    """OpenCV's order of colours, which both engines take."""
+    return np.ascontiguousarray(image[:, :, ::-1])
+
+
+def _version(package: str, install: str = _INSTALL) -> str:
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        raise MissingBackend(f"{package} is not installed in {sys.prefix}; {_INSTALL}") from None
+        raise MissingBackend(f"{package} is not installed in {sys.prefix}; {install}") from None
+
+
+def _paddle_version() -> str:
+    """Of Paddle itself, whose builds for GPUs are another package."""
+    for package in ("paddlepaddle", "paddlepaddle-gpu"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            return importlib.metadata.version(package)
+    raise MissingBackend(f"paddlepaddle is not installed in {sys.prefix}; {_INSTALL_PADDLE}")
+
+
+def _paddle_folders() -> tuple[Path, Path]:
+    folder = weights.find("paddleocr")
+    return folder / "det", folder / "rec"
+
+
+def _paddle_name(folder: Path) -> str:
+    """The name of the network in a folder, by which PaddleOCR knows what to do with it. Raises WrongWeights."""
+    import yaml
+
+    path = folder / "inference.yml"
+    try:
+        name = yaml.safe_load(path.read_text())["Global"]["model_name"]
+    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        raise weights.WrongWeights(f"{path} does not name its network (Global: model_name): {error!r}") from None
+    if not str(name).endswith(f"_{folder.name}"):
+        raise weights.WrongWeights(
+            f"{path} is of {name}, and a network of PaddleOCR whose name ends in _{folder.name} "
+            "was looked for; `understudy models pull paddleocr` gets the published ones"
+        )
+    return str(name)
 
 
 def _model_paths() -> list[Path]:
@@ -129,4 +236,4 @@ def _model_paths() -> list[Path]:
     return [Path(spec.origin).parent / name for name in _MODELS]
 
 
-BACKENDS: dict[str, type[Ocr]] = {"rapidocr": RapidOcr}
+BACKENDS: dict[str, type[Ocr]] = {"rapidocr": RapidOcr, "paddleocr": PaddleOcr}

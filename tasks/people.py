@@ -127,9 +127,8 @@ class YoloPeople:
             for boxes, joints in self._network(group, self._least):
                 framing = ""
                 if len(boxes) and joints is not None:
-                    framing = person_framing(
-                        boxes[0] / (width, height, width, height, 1), joints[0] / (width, height, 1)
-                    )
+                    tall = float(boxes[0, 3] - boxes[0, 1]) / height
+                    framing = person_framing(tall, joints[0] / (width, height, 1))
                 yield Look(len(boxes) > 0, framing, people=len(boxes))
 
 

@@ -122,6 +122,12 @@ def emotion_of(voice: Voice | None) -> str:
     )
 
 
+def division_of(segments: int) -> str:
+    """How the sound was divided."""
+    pauses = segments - 1
+    return f"Divided at {pauses} pause{'s'[: pauses != 1]} of speech." if pauses else "Not divided."
+
+
 def content_of(segment: Segment) -> str:
     """What is heard in a segment, without its words."""
     if not segment.spoken:

@@ -30,7 +30,13 @@ class Unmeasurable(ValueError):
 
 
 class StageSettings(Strict):
-    """What a recipe says of one stage: the backend, and the settings that change a measurement, nothing else."""
+    """What a recipe says of one stage: the backend, and the settings that change a measurement.
+
+    operational: the few that change none, such as where a server is, in the form of pydantic's `exclude`; they stay out
+    of the fingerprint.
+    """
+
+    operational: ClassVar[Any] = None
 
     backend: str
 
@@ -125,7 +131,7 @@ def fingerprint(name: str, version: object, backend_version: str, settings: Stri
         "stage": name,
         "version": version,
         "backend_version": backend_version,
-        "settings": settings.model_dump(mode="json"),
+        "settings": settings.model_dump(mode="json", exclude=getattr(settings, "operational", None)),
         "upstream": upstream,
     }
     return hashlib.sha256(json.dumps(made_with, sort_keys=True).encode()).hexdigest()[:12]

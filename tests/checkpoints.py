@@ -1,19 +1,10 @@
-"""Checkpoints as they are published, written by tests: of any size by shape alone, and a small Wan VAE."""
+"""Checkpoints of any size, written by tests by shape alone."""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
-
-from tasks.networks.wan_vae import PUBLISHED
-from tests.parity import filled
-
-if TYPE_CHECKING:
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
-TINY_VAE = PUBLISHED | {"base_dim": 8, "num_res_blocks": 1}
 
 
 def write_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -31,12 +22,3 @@ def write_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + end)
-
-
-def tiny_vae() -> "AutoencoderKLWan":
-    """A Wan VAE of few channels, with the numbers of the fill rule."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
-    network = AutoencoderKLWan(**TINY_VAE)
-    network.load_state_dict(filled(network.state_dict()))
-    return network.eval().requires_grad_(False)

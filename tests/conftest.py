@@ -1,12 +1,14 @@
 """What the tests share."""
 
+import os
 import secrets
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from data_manifests.storage import Storage
 from tasks.clip import SAMPLE_RATE, ClipRecord
@@ -104,19 +106,35 @@ def make_clip(tmp_path_factory: pytest.TempPathFactory) -> MakeClip:
 
 @dataclass(frozen=True)
 class World:
-    """Generated footage; each file is made when a test first asks for it, and kept for the session."""
+    """Generated footage; each file is made when a test first asks for it, and kept for all processes of the session."""
 
     folder: Path
+    known: dict[str, Truth] = field(default_factory=dict)
 
     def path(self, name: str) -> Path:
         self.truth(name)
         return self.folder / name
 
     def truth(self, name: str) -> Truth:
-        return make(self.folder, [name])[0]
+        if name not in self.known:
+            with FileLock(self.folder / ".lock"):
+                (self.known[name],) = make(self.folder, [name])
+        return self.known[name]
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     """Footage with known truth, by name; `tests.world.catalogue()` lists the names."""
-    return World(tmp_path_factory.mktemp("world"))
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "world"
+    folder.mkdir(exist_ok=True)
+    return World(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes test (-n 2 --dist loadgroup), a file's tests stay in one, and so do those that look at
+    the same runs of the flows."""
+    folder = Path(__file__).parent
+    for item in items:
+        file = item.path.relative_to(folder)
+        item.add_marker(pytest.mark.xdist_group(file.parts[0] if file.parts[0] == "flows" else str(file)))

@@ -12,8 +12,9 @@ class Batch:
     """Samples of one shape. A sample's latent frame 0 is its frame 0, latent frame i >= 1 covers frames 4i-3 to 4i.
 
     latents: [batch, channels, latent frames, height, width] float32.
-    audio: [batch, frames, window, mels] float32, the log-mel columns that belong to each frame (tasks.log_mel); where
-        there is a speaker_mask, [batch, speakers, frames, window, mels], a sound of each speaker's own.
+    audio: [batch, frames, window, dim] float32, the columns of sound that belong to each frame, of a log-mel
+        spectrogram or of Whisper's states (tasks.speech); where there is a speaker_mask, [batch, speakers, frames,
+        window, dim], a sound of each speaker's own.
     audio_usable: [batch] bool; where it is False the audio is zeros, and dropped.
     text: [batch, tokens, text_dim] float32, zeros beyond a text's end. text_mask: [batch, tokens] bool, True within.
     speaker_mask: [batch, speakers, latent frames, height, width] bool, the latent pixels of each speaker, who may move;

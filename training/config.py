@@ -11,7 +11,7 @@ from pydantic import AfterValidator, Field, model_validator
 from data_manifests.strict import RecipeError, Strict, nearest, read_yaml, unknown_key, validate
 from tasks.latents import LatentsSettings
 from tasks.recipe import find_recipe
-from training.models.sizes import SIZES
+from training.models.sizes import PSEUDO_LAST, SIZES
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
@@ -58,8 +58,8 @@ class Data(Strict):
 
     frames: of the video, 4n + 1. fps: frames a second that clips must have. batch: samples a step, over all workers and
     accumulated micro-batches. latents: how video and text are encoded, as the curation's stage of that name says it.
-    whiten: the power of each channel's deviation in the dataset that the network's latents are divided by: 0 for a
-    codec whose channels are of unit variance on it, 1 to make them so.
+    whiten: the power of each channel's deviation, in pictures of the dataset, that it is divided by: at 1 all are
+    alike, below it those that matter more to the picture are larger. None: as the codec gives them.
     tiers: of the dataset, widest first. max_bad: share of samples that may be unreadable before the run stops.
     """
 
@@ -67,7 +67,7 @@ class Data(Strict):
     fps: int = Field(ge=1)
     batch: int = Field(ge=1)
     latents: LatentsSettings = LatentsSettings()
-    whiten: float = Field(default=0.0, ge=0.0, le=1.0)
+    whiten: float | None = Field(default=None, ge=0.0, le=1.0)
     tiers: list[str] = Field(default=["main", "hq"], min_length=1)
     max_bad: Probability = 0.01
 
@@ -89,8 +89,9 @@ class Run(Strict):
     sharding: of the model over several workers: "ddp", each has the whole of it, or "fsdp" (FSDP2), each has a part.
     recompute: activations in the backward pass, instead of keeping them. compile: the model's blocks by torch.compile.
     checkpoint_every: steps. keep: so many checkpoints. log_every: steps. sample_every: steps; 0 for no sample videos.
-    samples: how many videos. sample_steps: of the sampler. trackers: where curves go beside metrics.jsonl.
-    max_failures: how often workers that were lost are started again.
+    samples: how many videos. sample_steps: of the sampler. pseudo_last: how many latent frames beyond a video's end the
+    reference stands. trackers: where curves go beside metrics.jsonl. max_failures: how often workers that were lost are
+    started again.
     """
 
     micro_batch: int | None = Field(default=None, ge=1)
@@ -104,6 +105,7 @@ class Run(Strict):
     sample_every: int = Field(default=1000, ge=0)
     samples: int = Field(default=1, ge=1)
     sample_steps: int = Field(default=20, ge=1)
+    pseudo_last: int = Field(default=PSEUDO_LAST, ge=1)
     trackers: list[Literal["tensorboard", "mlflow"]] = Field(default=["tensorboard"])
     max_failures: int = Field(default=3, ge=0)
 

@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from data_manifests.dataset import load
-from tasks.log_mel import COLUMNS_PER_S
+from data_manifests.storage import Storage
 from training import flow_matching, phases
 from training.batch import Batch
 from training.config import TrainingRecipe
@@ -23,11 +22,11 @@ from training.models.mask_predictor import MaskPredictor, mask_loss
 from training.models.sizes import ActiveMindSettings, active_mind_settings
 from training.parallel import Team
 from training.previews import Previews
+from training.sample_reader import Sound, sound_of
 from training.tracking import Trackers
-from training.whitening import channel_std
+from training.whitening import latent_scale
 
 _NETWORK = "network."
-_LEAST_STD = 1e-3  # of a channel in which nothing is
 
 
 class Prediction(NamedTuple):
@@ -54,12 +53,12 @@ class MindAndMasks(nn.Module):
         return Prediction(output.velocity, self.mask_predictor(output.hidden, conditions.speaker_mask, 0))
 
 
-def model_settings(recipe: TrainingRecipe, std: np.ndarray | None = None) -> ActiveMindSettings:
-    """The model of a recipe. std: [channels], of the latents that it is trained on."""
+def model_settings(recipe: TrainingRecipe, sound: Sound, scale: tuple[float, ...] = ()) -> ActiveMindSettings:
+    """The model of a recipe. sound: that it is trained on. scale: of the latents that it is trained on
+    (training.whitening)."""
     latents = recipe.data.latents
-    window = -(-COLUMNS_PER_S // recipe.data.fps)  # columns of sound that a frame has (tasks.log_mel)
-    settings = active_mind_settings(recipe.size, latents.channels, latents.dim, window)
-    scale = () if std is None else tuple((np.maximum(std, _LEAST_STD) ** recipe.data.whiten).tolist())
+    window = sound.window(recipe.data.fps)
+    settings = active_mind_settings(recipe.size, latents.channels, latents.dim, window, sound.dim)
     return settings.model_copy(update={"latent_scale": scale})
 
 
@@ -88,8 +87,9 @@ class ActiveMindLearner:
         self._recipe = job.recipe
         manifest = load(job.manifest)
         self.dataset = hashlib.sha256(manifest.encode()).hexdigest()
-        std = channel_std(job.manifest, self._recipe, f"{job.out}/cache") if self._recipe.data.whiten else None
-        self._settings = model_settings(self._recipe, std)
+        whiten, cache = self._recipe.data.whiten, f"{job.out}/cache"
+        scale = () if whiten is None else latent_scale(job.manifest, self._recipe, cache)
+        self._settings = model_settings(self._recipe, sound_of(job.manifest, Storage(cache)), scale)
         self._previews: Previews | None = None
 
     def about(self) -> dict[str, object]:

@@ -26,7 +26,7 @@ from training.batch import Batch
 from training.buckets import LoaderError, Order, Place, Planned, State, draws, plan, share
 from training.clip_latents import ClipLatents
 from training.config import Conditions
-from training.sample_reader import Arrays, Bucket, SampleReader
+from training.sample_reader import Arrays, Bucket, SampleReader, sound_of
 from training.shard_index import Entry, ShardIndex, read_index
 
 _log = logging.getLogger(__name__)
@@ -134,7 +134,8 @@ class Loader:
         self._cache = Storage(cache) if cache else None
         self._cuts = latents is not None  # a window inside of a clip takes a codec, for its first frame alone
         clip_latents = ClipLatents(latents, self._cache) if latents else None
-        self._reader = SampleReader(self._storage, self._shards, clip_latents)
+        sound = sound_of(address, self._cache)
+        self._reader = SampleReader(self._storage, self._shards, clip_latents, sound)
         self._order = Order([shard.samples for shard in self._shards], seed, shuffle)
         self._workers, self._ahead = workers, ahead
         self._state = State()
@@ -250,7 +251,7 @@ class Loader:
             self._leave_out(f"shorter than {STRIDE_T * (self._lengths[-1] - 1) + 1} frames")
             return None
         room = whole - length if self._cuts else 0
-        return Bucket(length, channels, height, width, text_dim, entry.fps, entry.speakers), _Item(entry, room)
+        return self._reader.bucket((length, channels, height, width), text_dim, entry), _Item(entry, room)
 
     def _leave_out(self, reason: str) -> None:
         if not self.left_out[reason]:

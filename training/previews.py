@@ -25,7 +25,7 @@ from training.draws import generator
 from training.loader import tiers_within
 from training.models.active_mind import ActiveMind, Conditions
 from training.parallel import Team
-from training.sample_reader import Bucket, SampleReader
+from training.sample_reader import LOG_MEL, Bucket, SampleReader, Sound, sound_of
 from training.sampling import first_noise, sample_clip, sigma_steps
 from training.shard_index import Entry, read_index
 from training.tracking import Trackers
@@ -43,7 +43,7 @@ _STRIP = 8  # frames side by side in a picture of a sample
 class Subject(NamedTuple):
     """A clip of the dataset whose first frame, sound and text a sample is made from.
 
-    latent: [latent frames, channels, height, width]. audio: [frames, window, mels], or [speakers, frames, window, mels]
+    latent: [latent frames, channels, height, width]. audio: [frames, window, dim], or [speakers, frames, window, dim]
     with a mask [speakers, latent frames, height, width]. text: [tokens, dim]. sound: [samples] float32 at 16 kHz.
     """
 
@@ -61,7 +61,8 @@ class Previews:
     def __init__(self, job: "Job") -> None:
         self._job, self._fps = job, job.recipe.data.fps
         self._codec = CODECS[job.recipe.data.latents.backend](job.recipe.data.latents.channels)
-        self._subjects = list(_subjects(job))
+        self._sound = sound_of(job.manifest, Storage(f"{job.out}/cache"))
+        self._subjects = list(_subjects(job, self._sound))
         self._probes: dict[str, tuple[Probe, float] | None] = {}
 
     def make(
@@ -72,7 +73,7 @@ class Previews:
         the others, and sync/data, what the probe says of the clips themselves."""
         found: list[tuple[float, float, float, float]] = []
         for subject in self._subjects:
-            sounds = [subject.audio]
+            sounds: list[np.ndarray | None] = [subject.audio]
             if self._job.probe is not None:
                 shift = subject.audio.shape[-3] // 2
                 sounds += [self._silence(subject), np.roll(subject.audio, shift, axis=-3)]
@@ -114,24 +115,27 @@ class Previews:
             self._probes[subject.key] = next(((probe, value) for probe, value in told if value is not None), None)
         return self._probes[subject.key]
 
-    def _silence(self, subject: Subject) -> np.ndarray:
-        """What the sound's windows are where nothing is heard."""
+    def _silence(self, subject: Subject) -> np.ndarray | None:
+        """What the sound's windows are where nothing is heard; None where that takes Whisper's weights to know."""
+        if self._sound != LOG_MEL:
+            return None
         frames = subject.audio.shape[-3]
         windows = frame_windows(np.zeros(frames * SAMPLE_RATE // self._fps, np.float32), frames, self._fps)
         return np.broadcast_to(windows.astype(np.float32), subject.audio.shape)
 
-    def _sample(self, model: ActiveMind, subject: Subject, sound: np.ndarray, team: Team) -> Tensor:
-        """[latent frames, channels, height, width] on the CPU, begun from the subject's first frame."""
+    def _sample(self, model: ActiveMind, subject: Subject, sound: np.ndarray | None, team: Team) -> Tensor:
+        """[latent frames, channels, height, width] on the CPU, begun from the subject's first frame. sound: the model's
+        own stand-in for one that is dropped, where None."""
 
         def one(array: np.ndarray) -> Tensor:
             return torch.from_numpy(np.array(array))[None].to(team.device)
 
         latent = one(subject.latent).transpose(1, 2).float()
         conditions = Conditions(
-            audio=one(sound).float(),
+            audio=one(subject.audio if sound is None else sound).float(),
             text=one(subject.text).float(),
             text_mask=torch.ones(1, len(subject.text), dtype=torch.bool, device=team.device),
-            drop_audio=torch.zeros(1, dtype=torch.bool, device=team.device),
+            drop_audio=torch.full((1,), sound is None, device=team.device),
             drop_text=torch.zeros(1, dtype=torch.bool, device=team.device),
             # the reference, behind the clip, is its first frame
             speaker_mask=None if subject.mask is None else one(np.concatenate((subject.mask, subject.mask[:, :1]), 1)),
@@ -145,6 +149,7 @@ class Previews:
             sigma_steps(recipe.run.sample_steps, recipe.timesteps.shift),
             first=latent[:, :, :1],
             reference=one(self._reference(subject)).float(),
+            pseudo_last=recipe.run.pseudo_last,
         )
         return sampled[0].transpose(0, 1).cpu()
 
@@ -160,7 +165,7 @@ class Previews:
         return np.stack(list(frames))
 
 
-def _subjects(job: "Job") -> Iterator[Subject]:
+def _subjects(job: "Job", sound_kind: Sound) -> Iterator[Subject]:
     """Raises what reading the manifest raises. Samples that cannot be read are passed by: the loader counts them."""
     import io
 
@@ -171,7 +176,7 @@ def _subjects(job: "Job") -> Iterator[Subject]:
     shards = sorted((s for s in load(address).shards if s.tier in tiers), key=lambda shard: shard.name)
     storage = Storage(address.rpartition("/")[0] or ("/" if address.startswith("/") else "."))
     cache = Storage(f"{job.out}/cache")
-    reader = SampleReader(storage, shards, ClipLatents(data.latents, cache))
+    reader = SampleReader(storage, shards, ClipLatents(data.latents, cache), sound_kind)
     left = job.recipe.run.samples
     for number, shard in enumerate(shards):
         for place, entry in enumerate(read_index(storage, shard, cache).entries):
@@ -200,7 +205,7 @@ def _bucket(reader: SampleReader, entry: Entry, frames: int, fps: int) -> Bucket
     (whole, channels, height, width), text_dim = reader.shape(entry)
     if whole < latent_frames(frames):
         return None
-    return Bucket(latent_frames(frames), channels, height, width, text_dim, entry.fps, entry.speakers)
+    return reader.bucket((latent_frames(frames), channels, height, width), text_dim, entry)
 
 
 def write_video(path: Path, frames: np.ndarray, fps: int, sound: np.ndarray) -> None:

@@ -16,8 +16,23 @@ from training.buckets import LoaderError
 from training.clip_latents import ClipLatents
 from training.shard_index import ArraySpan, Entry, Span, read_index
 
-MELS = 80
 _GAP = 1 << 18  # bytes between two members that are rather read than left out by a second request
+
+
+class Sound(NamedTuple):
+    """What a dataset's samples have of their sound. name: of the array. columns_per_s, dim: of it; a frame has the
+    window of columns that tasks.log_mel.windows gives it."""
+
+    name: str
+    columns_per_s: int
+    dim: int
+
+    def window(self, fps: int) -> int:
+        """Columns a frame."""
+        return -(-self.columns_per_s // fps)
+
+
+LOG_MEL = Sound("log_mel", COLUMNS_PER_S, 80)
 
 
 class Bucket(NamedTuple):
@@ -31,6 +46,7 @@ class Bucket(NamedTuple):
     text_dim: int
     fps: int
     speakers: int
+    sound: Sound = LOG_MEL
 
     @property
     def video_frames(self) -> int:
@@ -38,8 +54,8 @@ class Bucket(NamedTuple):
 
     @property
     def audio(self) -> tuple[int, ...]:
-        """[frames, window, mels], or [speakers, frames, window, mels]."""
-        one = (self.video_frames, -(-COLUMNS_PER_S // self.fps), MELS)
+        """[frames, window, dim], or [speakers, frames, window, dim]."""
+        one = (self.video_frames, self.sound.window(self.fps), self.sound.dim)
         return (self.speakers, *one) if self.speakers else one
 
 
@@ -58,11 +74,18 @@ class Arrays(NamedTuple):
 class SampleReader:
     """Says of what shape samples are, and reads them.
 
-    clip_latents: makes what is not in the shards; None when all is to come from there.
+    clip_latents: makes what is not in the shards; None when all is to come from there. sound: what the samples have,
+        see `sound_of`; log-mel is made of the sound itself where a shard has none.
     """
 
-    def __init__(self, storage: Storage, shards: Sequence[ShardEntry], clip_latents: ClipLatents | None) -> None:
-        self._storage, self._shards, self._clip_latents = storage, shards, clip_latents
+    def __init__(
+        self,
+        storage: Storage,
+        shards: Sequence[ShardEntry],
+        clip_latents: ClipLatents | None,
+        sound: Sound = LOG_MEL,
+    ) -> None:
+        self._storage, self._shards, self._clip_latents, self._sound = storage, shards, clip_latents, sound
         self._paths = [storage.path(shard.name) for shard in shards]
 
     def shape(self, entry: Entry) -> tuple[tuple[int, int, int, int], int]:
@@ -81,8 +104,11 @@ class SampleReader:
             latent, text_dim = (frames, channels, height, width), entry.arrays["text_embedding"].shape[1]
             if STRIDE_T * (frames - 1) + 1 > entry.frames:
                 raise ValueError(f"its {frames} latent frames are more than its {entry.frames} frames have")
-        bucket = Bucket(*latent, text_dim, entry.fps, entry.speakers)
-        for name in ("log_mel", "speaker_log_mel"):
+        bucket = self.bucket(latent, text_dim, entry)
+        own = f"speaker_{self._sound.name}" if entry.speakers else self._sound.name
+        if entry.audio_usable and self._sound != LOG_MEL and own not in entry.arrays:
+            raise ValueError(f"it has no {own}.npy, which the dataset's other samples have; training can make none")
+        for name in (self._sound.name, own):
             array = entry.arrays.get(name)
             if array is not None and array.shape[-2:] != bucket.audio[-2:]:
                 raise ValueError(f"{name}.npy has windows of {list(array.shape[-2:])}, not {list(bucket.audio[-2:])}")
@@ -90,6 +116,10 @@ class SampleReader:
         if mask is not None and mask.shape[2:] != latent[2:]:
             raise ValueError(f"speaker_mask.npy is of {list(mask.shape[2:])} latent pixels, not {list(latent[2:])}")
         return latent, text_dim
+
+    def bucket(self, latent: tuple[int, int, int, int], text_dim: int, entry: Entry) -> Bucket:
+        """Of a sample, whose latents [latent frames, channels, height, width] may be a part of it."""
+        return Bucket(*latent, text_dim, entry.fps, entry.speakers, self._sound)
 
     def _made(self, entry: Entry) -> tuple[int, int, int, int]:
         assert self._clip_latents is not None
@@ -114,7 +144,7 @@ class SampleReader:
         if in_shard:
             wanted["latent"] = _rows(entry.arrays["latent"], slice(first, first + bucket.frames))
             wanted["text"] = entry.arrays["text_embedding"]
-        audio_name = "speaker_log_mel" if bucket.speakers else "log_mel"
+        audio_name = f"speaker_{self._sound.name}" if bucket.speakers else self._sound.name
         if entry.audio_usable and audio_name in entry.arrays:
             wanted["audio"] = _rows(entry.arrays[audio_name], frames)
         if bucket.speakers:
@@ -185,6 +215,38 @@ class SampleReader:
         if read != span.size:
             raise ValueError("the shard ends within it")
         return data
+
+
+def sound_of(address: str, cache: Storage | None) -> Sound:
+    """What the samples of a dataset have of their sound, by the first whose sound is usable; log-mel where none is.
+
+    address: of the dataset manifest. cache: as of `read_index`.
+
+    Raises LoaderError where those have neither an array nor a sound to make log-mel of; ManifestError.
+    """
+    from tasks.networks.whisper import STATES_PER_S
+
+    lacking = ""
+    storage = Storage(address.rpartition("/")[0] or ("/" if address.startswith("/") else "."))
+    for shard in sorted(load(address).shards, key=lambda shard: shard.name):
+        try:
+            entries = read_index(storage, shard, cache).entries
+        except OSError as error:
+            raise LoaderError(f"the shards cannot be read: {error}") from error
+        for entry in entries:
+            if entry.fault or not entry.audio_usable:
+                continue
+            if "whisper" in entry.arrays:
+                return Sound("whisper", STATES_PER_S, entry.arrays["whisper"].shape[2])
+            if entry.arrays.keys() & {"log_mel", "speaker_log_mel"} or "flac" in entry.files:
+                return LOG_MEL
+            lacking = lacking or f"{entry.key} of {shard.name}"
+    if lacking:
+        raise LoaderError(
+            f"{address}: no sample with usable sound, such as {lacking}, has log_mel.npy, whisper.npy, or a flac to "
+            "make log_mel of; curate with the stage speech"
+        )
+    return LOG_MEL
 
 
 def check_words(address: str, tiers: Sequence[str], settings: LatentsSettings) -> None:

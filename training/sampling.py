@@ -17,8 +17,7 @@ from tasks.latent_codec import STRIDE_T, LatentCodec
 from training.flow_matching import shifted
 from training.models.active_mind import ActiveMind, Conditions
 from training.models.mask_predictor import MaskPredictor
-
-PSEUDO_LAST = 30  # latent frames that the pseudo last frame stands beyond the last one (appendix B, figure 9)
+from training.models.sizes import PSEUDO_LAST
 
 Velocity = Callable[[Tensor, float], Tensor]  # of latents at a sigma
 

@@ -21,13 +21,13 @@ from data_manifests.samples import brief
 from data_manifests.storage import Storage, answering
 from data_manifests.strict import Strict
 
-VERSION = 1  # raised whenever the same shard would give another index
+VERSION = 2  # raised whenever the same shard would give another index
 
-ARRAYS = ("latent", "text_embedding", "log_mel", "speaker_log_mel", "speaker_mask")
+ARRAYS = ("latent", "text_embedding", "log_mel", "whisper", "speaker_log_mel", "speaker_mask")
 FILES = ("mp4", "flac", "guidance.json", "json")
 _DTYPES = ("<f2", "<f4", "|b1")
-_AXES = {"latent": 4, "text_embedding": 2, "log_mel": 3, "speaker_log_mel": 4, "speaker_mask": 4}
-_OF_FRAMES = ("log_mel", "speaker_log_mel", "speaker_mask")  # arrays with an entry a frame
+_AXES = {"latent": 4, "text_embedding": 2, "log_mel": 3, "whisper": 3, "speaker_log_mel": 4, "speaker_mask": 4}
+_OF_FRAMES = ("log_mel", "whisper", "speaker_log_mel", "speaker_mask")  # arrays with an entry a frame
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_MEMBER = 1 << 30  # bytes, as data_manifests.samples has it for a sample
 _MAX_JSON = 1 << 22

@@ -1,7 +1,7 @@
-"""How large each channel of a dataset's latents is.
+"""How large the network sees each channel of a dataset's latents.
 
 A codec promises channels of about unit variance, which holds for what it was made for; other footage may have ten times
-as much of one channel as of another, and noise of unit variance then hides the one long before the other.
+as much of one channel as of another. The loss then is about the one, and noise hides the other long before it.
 """
 
 import itertools
@@ -11,14 +11,30 @@ import numpy as np
 
 from data_manifests.dataset import load
 from data_manifests.storage import Storage
-from tasks.latent_codec import latent_frames
+from tasks.latent_codec import CODECS, latent_frames
 from training.buckets import LoaderError
 from training.clip_latents import ClipLatents
 from training.config import TrainingRecipe
 from training.sample_reader import Bucket, SampleReader
 from training.shard_index import read_index
 
+_LEAST_STD = 1e-3  # of a channel in which there is nothing
 _SAMPLES = 256  # of which a deviation is told to 1 % where channels are near normal
+
+
+def latent_scale(address: str, recipe: TrainingRecipe, cache: str) -> tuple[float, ...]:
+    """What each channel is to be divided by, so that of its deviation in the picture the power 1 - `recipe.data.whiten`
+    is left, and over all channels the mean square is 1: [channels].
+
+    cache: a folder, as the loader's. Raises LoaderError when no sample can be read.
+    """
+    assert recipe.data.whiten is not None
+    latents = recipe.data.latents
+    gains = CODECS[latents.backend](latents.channels).gains.astype(np.float64)
+    std = np.maximum(channel_std(address, recipe, cache), _LEAST_STD)
+    scale = (std * gains) ** recipe.data.whiten / gains
+    scale *= np.sqrt(np.square(std / scale).mean())
+    return tuple(scale.tolist())
 
 
 def channel_std(address: str, recipe: TrainingRecipe, cache: str) -> np.ndarray:

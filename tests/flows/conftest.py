@@ -83,18 +83,20 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     running = Server(api, env)
     process = running.start("server", "start", "--port", str(port))
     try:
-        for _ in range(600):
+        for _ in range(1200):
             try:
                 urllib.request.urlopen(f"{api}/health").read()
                 break
             except OSError:
                 assert process.poll() is None, "the server ended"
                 time.sleep(0.2)
+        else:
+            raise AssertionError("the server has not started in four minutes")
         with temporary_settings({PREFECT_API_URL: api}):
             yield running
     finally:
         process.terminate()
-        process.wait(30)
+        process.wait(120)
 
 
 FLOW_FILES = ["talk_medium.mp4", "cuts_plain.mp4", "fps_2997.mp4", "nobody.mp4", "truncated.mp4"]

@@ -56,7 +56,7 @@ def test_a_triggered_run_completes_and_shows_its_funnel(deployed: Server, world:
         )
     finally:
         worker.terminate()
-        worker.wait(30)
+        worker.wait(120)
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["shards"]
     done = {"flow_runs": {"state": {"type": {"any_": ["COMPLETED"]}}}, "deployments": {"name": {"any_": ["curate"]}}}
     artifacts = {artifact["key"]: artifact for artifact in deployed.post("/artifacts/filter", done)}

@@ -17,7 +17,7 @@ from tasks.ingest import ingest
 from tasks.keypoints import BODY, FACE, HAND, LINES, MEDIAPIPE_BODY, MEDIAPIPE_FACE, PARTS, decode, encode
 from tasks.pose import Pose, PoseSettings
 from tasks.stage import Measurement, MissingBackend, Unmeasurable
-from tests.noise import xpose_state
+from tests import tiny_weights
 
 ClipOf = Callable[..., Clip]
 SHARED = Path(__file__).parents[3] / "shared"
@@ -216,8 +216,7 @@ def weights_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
 
     threads = torch.get_num_threads()
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
-    (tmp_path / "xpose").mkdir()
-    torch.save({"model": xpose_state()}, tmp_path / "xpose" / "unipose_swint.pth")
+    tiny_weights.xpose(tmp_path / "xpose")
     yield tmp_path
     torch.set_num_threads(threads)
 

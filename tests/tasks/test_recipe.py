@@ -63,6 +63,7 @@ def load(folder: Path, edit: Callable[[dict[str, Any]], None] | None = None) -> 
     [
         ("active_mind", 24, 480, 5, 20, "keep"),
         ("physavatar", 25, 720, 3, 15, "drop"),
+        ("paper", 25, 720, 3, 15, "drop"),
         ("demo", 25, 256, 2, 10, "keep"),
     ],
 )
@@ -77,7 +78,7 @@ def test_recipes_that_come_along_say_what_the_papers_say(
     assert name in bundled()
 
 
-@pytest.mark.parametrize("name", ["active_mind", "physavatar"])
+@pytest.mark.parametrize("name", ["active_mind", "physavatar", "paper"])
 def test_every_number_of_a_papers_recipe_has_its_source_beside_it(name: str) -> None:
     """In a comment on the same line, or on those that head its part of a section."""
     from tasks import recipe as module

@@ -11,6 +11,7 @@ import yaml
 from data_manifests.strict import RecipeError, validate
 from tests.training.tiny import recipe
 from training.config import Optimizer, TrainingRecipe, load_training
+from training.phases import settings_of
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,3 +110,13 @@ def test_the_learning_rate_rises_then_stays_or_falls_to_nothing() -> None:
     shares = [falls.share_of_rate(step, 100) for step in range(1, 101)]
     assert shares[0] == 1.0 and shares[50] == pytest.approx(0.5) and 0 < shares[-1] < 1e-3
     assert shares == sorted(shares, reverse=True)
+
+
+def test_a_phase_can_be_made_longer_unless_its_learning_rate_falls_towards_the_end() -> None:
+    for decay, same in (("none", True), ("cosine", False)):
+        content = section(optimizer__decay=decay)
+        short = validate(TrainingRecipe, {**content, "name": "tiny"}, "")
+        content["phases"]["base"]["steps"] += 1
+        long = validate(TrainingRecipe, {**content, "name": "tiny"}, "")
+        before, now = (settings_of(recipe, "base", "0" * 64) for recipe in (short, long))
+        assert (before == now) == same

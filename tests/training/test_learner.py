@@ -1,6 +1,9 @@
 """active-mind in the loop: on puppets in shards, as on footage."""
 
+import io
+import json
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,11 +18,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.training.loading import Members, loader, npy, repack, take
 from tests.training.tiny import train_together
 from tests.world.puppet_readers import read_mouth
 from tests.world.puppet_shards import LATENTS, make_puppets
 from tests.world.puppets import opening_of
 from training import phases
+from training.buckets import LoaderError
 from training.config import TrainingRecipe
 from training.job import Job
 from training.learner import ActiveMindLearner, load_trained
@@ -158,6 +163,54 @@ def test_two_workers_train_the_real_model_as_one_does(puppets: Path, tmp_path: P
         moved = torch.cat([(ours[key] - theirs[key]).abs().flatten() for key in ours])
         assert moved.max() <= 4e-3
         assert (moved > 1e-5).float().mean() < 1e-3
+
+
+def with_states(members: Members) -> Members:
+    """A shard's samples with 2 x 6 numbers a frame, as a Whisper's states, in place of their log-mel."""
+    changed = []
+    for info, data in members:
+        if info.name.endswith(".log_mel.npy"):
+            info.name = info.name.replace(".log_mel.", ".whisper.")
+            data = npy(np.load(io.BytesIO(data))[:, ::2, :6])
+        changed.append((info, data))
+    return changed
+
+
+def test_sound_as_whisper_hears_it_is_trained_on_and_sampled_from(puppets: Path, tmp_path: Path) -> None:
+    shutil.copytree(puppets, tmp_path / "heard")
+    repack(tmp_path / "heard", with_states)
+    batch = take(loader(tmp_path / "heard", frames=(9,), batch=4), 1)[0]
+    assert batch.audio.shape == (4, 9, 2, 6) and batch.audio[batch.audio_usable].any()
+    for phase in ("base", "warmup"):
+        train_phase(job(tmp_path / "heard", tmp_path, phase, sample_every=2), Team())
+    settings = load_trained(tmp_path, "warmup").network.settings
+    assert (settings.audio_window, settings.audio_features) == (2, 6)
+    row = read_metrics(tmp_path / "warmup" / "metrics.jsonl")[-1]
+    assert {"sync/true", "sync/muted", "sync/shifted"} <= row.keys()
+
+
+def test_a_dataset_without_any_sound_to_train_on_is_refused(puppets: Path, tmp_path: Path) -> None:
+    shutil.copytree(puppets, tmp_path / "mute")
+    repack(tmp_path / "mute", lambda members: [m for m in members if not m[0].name.endswith((".log_mel.npy", ".flac"))])
+    with pytest.raises(LoaderError, match=r"such as .* has log_mel\.npy, whisper\.npy, or a flac"):
+        ActiveMindLearner(job(tmp_path / "mute", tmp_path), Team())
+
+
+def test_a_sample_without_the_others_kind_of_sound_is_counted_and_passed_by(puppets: Path, tmp_path: Path) -> None:
+    shutil.copytree(puppets, tmp_path / "heard")
+    told: list[str] = []
+
+    def but_one(members: Members) -> Members:
+        usable = [
+            info.name for info, data in members if info.name.endswith(".json") and json.loads(data)["audio"]["usable"]
+        ]
+        told.append(usable[1].partition(".")[0])
+        return [m for m in with_states(members) if m[0].name != f"{told[0]}.whisper.npy"]
+
+    repack(tmp_path / "heard", but_one)
+    loaded = loader(tmp_path / "heard", frames=(9,), batch=4, max_bad=0.5)
+    seen = {key for batch in take(loaded, 6) for key in batch.keys}
+    assert loaded.bad == 1 and len(seen) == 13 and told[0] not in seen
 
 
 @pytest.mark.slow

@@ -152,7 +152,7 @@ def test_a_tier_is_its_own_shards_and_those_within_it(puppets: Path) -> None:
 
 
 def test_two_people_come_with_masks_and_sounds_of_their_own(tmp_path: Path) -> None:
-    make_puppets(tmp_path, 4, 3, two=True)
+    make_puppets(tmp_path, 4, 3, two=True, silent=0.0)
     (batch,) = take(loader(tmp_path, batch=4), 1)
     assert batch.latents.shape == (4, LATENTS.channels, 9, 4, 8)
     assert batch.audio.shape == (4, 2, 33, 4, 80) and batch.speaker_mask is not None

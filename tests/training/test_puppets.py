@@ -20,7 +20,18 @@ from tests.world.puppet_readers import (
     read_mouth,
 )
 from tests.world.puppet_shards import LATENTS, encode_video, make_puppets
-from tests.world.puppets import FPS, GESTURES, Identity, Puppet, draw, muted, opening_of, reference, shifted
+from tests.world.puppets import (
+    FPS,
+    GESTURES,
+    REST_DEGREES,
+    Identity,
+    Puppet,
+    draw,
+    muted,
+    opening_of,
+    reference,
+    shifted,
+)
 
 PUPPETS = [Puppet.of(11, number, moving_camera=True) for number in range(20)]
 

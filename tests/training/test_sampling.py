@@ -12,8 +12,8 @@ from torch import Tensor
 from tasks.latent_codec import CosineCodec
 from training.models.active_mind import ActiveMind, Conditions
 from training.models.mask_predictor import MaskPredictor
-from training.models.sizes import ActiveMindSettings, Shape
-from training.sampling import PSEUDO_LAST, Guidance, euler, first_noise, reference_latent, sample_clip, sigma_steps
+from training.models.sizes import PSEUDO_LAST, ActiveMindSettings, Shape
+from training.sampling import Guidance, euler, first_noise, reference_latent, sample_clip, sigma_steps
 
 SETTINGS = ActiveMindSettings(
     shape=Shape(width=16, depth=2, heads=2, mlp=32, patch=1), channels=2, text_dim=5, audio_window=1, audio_features=3

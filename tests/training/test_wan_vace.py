@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tasks import weights
 from tasks.networks import layouts
-from tests.checkpoints import tiny_vae, write_shapes
+from tests.checkpoints import write_shapes
 from tests.parity import arrays, filled, listing, needs_parity, shapes
+from tests.tiny_weights import wan_vae_network
 from training.models import wan_vace
 from training.vace_conditioning import control
 
@@ -212,7 +213,7 @@ def test_what_does_not_fit_is_refused(published: Path) -> None:
 
 @needs_parity
 def test_control_latents_and_masks_are_the_references() -> None:
-    known, vae = arrays("wan/vace_conditioning.npz"), tiny_vae()
+    known, vae = arrays("wan/vace_conditioning.npz"), wan_vae_network()
 
     def enlarged(name: str, times: int) -> Tensor:
         return torch.from_numpy(known[name]).repeat_interleave(times, -1).repeat_interleave(times, -2)
@@ -225,7 +226,7 @@ def test_control_latents_and_masks_are_the_references() -> None:
 
 
 def test_a_control_video_says_what_to_keep_and_what_to_make(network: "WanVACETransformer3DModel") -> None:
-    vae, drawn = tiny_vae(), torch.Generator().manual_seed(2)
+    vae, drawn = wan_vae_network(), torch.Generator().manual_seed(2)
     video, mask = torch.rand(2, 3, 5, 16, 32, generator=drawn) * 2 - 1, torch.zeros(2, 1, 5, 16, 32)
     mask[1, ..., 16:] = 0.9
     references = torch.rand(2, 2, 3, 16, 32, generator=drawn) * 2 - 1

@@ -15,7 +15,7 @@ from training.learner import ActiveMindLearner
 from training.models.active_mind import Conditions, Output
 from training.parallel import Team
 from training.sampling import first_noise, reference_latent, sample_clip, sigma_steps
-from training.whitening import channel_std
+from training.whitening import channel_std, latent_scale
 
 COUNT = 12
 
@@ -27,7 +27,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "dataset.json"
 
 
-def recipe(whiten: float) -> TrainingRecipe:
+def recipe(whiten: float | None) -> TrainingRecipe:
     puppets = load_training("puppets")
     return puppets.model_copy(update={"data": puppets.data.model_copy(update={"whiten": whiten})})
 
@@ -43,16 +43,26 @@ def test_deviations_are_those_of_the_dataset(manifest: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("power", [0.0, 0.75, 1.0])
-def test_the_network_sees_channels_as_large_as_asked_for(manifest: Path, tmp_path: Path, power: float) -> None:
-    job = Job(recipe(power), "main", str(manifest), tmp_path, ActiveMindLearner)
-    learner = ActiveMindLearner(job, Team())
+def test_channels_are_left_as_large_as_asked_for(manifest: Path, tmp_path: Path, power: float) -> None:
+    std, scale = (of(str(manifest), recipe(power), str(tmp_path)) for of in (channel_std, latent_scale))
+    left = std / np.array(scale)
+    assert np.square(left).mean() == pytest.approx(1.0)
+    in_the_picture = std * CosineCodec(LATENTS.channels).gains
+    np.testing.assert_allclose(left / left[0], (in_the_picture / in_the_picture[0]) ** (1 - power), rtol=1e-4)
+
+
+@pytest.mark.parametrize("power", [None, 0.75])
+def test_the_network_takes_what_it_is_given_by_the_scale_in_its_settings(
+    manifest: Path, tmp_path: Path, power: float | None
+) -> None:
+    learner = ActiveMindLearner(Job(recipe(power), "main", str(manifest), tmp_path, ActiveMindLearner), Team())
     network = learner.model().network
     latents = next(iter(learner.loader())).latents
-    std = channel_std(str(manifest), job.recipe, str(tmp_path))
-    before, after = (x.square().mean(dim=(0, 2, 3, 4)).sqrt().numpy() for x in (latents, network.scaled(latents)))
-    np.testing.assert_allclose(after, before / std**power, rtol=1e-4)
+    scale = torch.tensor(network.settings.latent_scale or [1.0] * LATENTS.channels)[:, None, None, None]
+    assert (scale == 1).all() == (power is None)
+    torch.testing.assert_close(network.scaled(latents), latents / scale)
     torch.testing.assert_close(network.unscaled(network.scaled(latents)), latents)
-    assert learner.about()["shape"] == learner.model().network.settings.model_dump(mode="json")
+    assert learner.about()["shape"] == network.settings.model_dump(mode="json")
 
 
 def test_a_sampled_clip_is_in_the_codecs_numbers(

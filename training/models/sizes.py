@@ -5,6 +5,7 @@ from pydantic import Field, model_validator
 from data_manifests.strict import Strict, nearest
 
 NEAREST = 5  # audio tokens, and text tokens, that a visual latent frame attends to (active-mind appendix B)
+PSEUDO_LAST = 30  # latent frames that the pseudo last frame stands beyond the last one (appendix B, figure 9)
 FRAMES_PER_LATENT = 4  # the codec's stride in time, and so the pixel frames of one audio token
 TIME_FEATURES = 256  # sines and cosines that tell the noise level, as Wan's freq_dim
 

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.clip import Clip
-from tasks.identity import Identity, IdentitySettings, MediaPipeFaces
+from tasks.identity import Identity, IdentitySettings
 from tasks.networks import face_align, insightface
 from tasks.networks.iresnet import LAYERS, IResNet
 from tasks.weights import MissingBackend, WrongWeights
+from tests import tiny_weights
 from tests.parity import arrays, filled, needs_parity, shapes
 
 
@@ -79,56 +80,10 @@ def test_the_published_keys_are_taken_whole(name: str) -> None:
     assert found == shapes(f"insightface/keys_{name}.json")
 
 
-def pack(folder: Path, face: tuple[float, float, float, float] = (0.4, 0.3, 0.6, 0.7)) -> None:
-    """A pack as it is published, of tiny networks: one face at the same place of any picture (x0, y0, x1, y1, in
-    widths of the picture), described by its colours."""
-    import onnx
-    from onnx import TensorProto, helper, numpy_helper
-
-    def save(
-        name: str, inputs: list[int | str], constants: dict[str, np.ndarray], nodes: list, outputs: list[str]
-    ) -> None:
-        graph = helper.make_graph(
-            nodes,
-            name,
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, inputs)],
-            [helper.make_tensor_value_info(output, TensorProto.FLOAT, None) for output in outputs],
-            [numpy_helper.from_array(value.astype(np.float32), key) for key, value in constants.items()],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
-        onnx.save(model, folder / f"{name}.onnx")
-
-    folder.mkdir(parents=True)
-    constants, nodes, outputs = {}, [], []
-    for kind, width in (("score", 1), ("box", 4), ("points", 10)):
-        for stride in (8, 16, 32):
-            value, cells = np.zeros(((160 // stride) ** 2 * 2, width)), 160 // stride
-            if stride == 32:
-                x0, y0, x1, y1 = (side * 160 / stride for side in face)
-                column, row = int((x0 + x1) / 2), int((y0 + y1) / 2)
-                sides = [column - x0, row - y0, x1 - column, y1 - row]
-                value[(row * cells + column) * 2] = {"score": [0.9], "box": sides, "points": [0.1] * 10}[kind]
-            constants[f"{kind}{stride}_"] = value
-            # the input takes part, so that the graph has one
-            nodes.append(helper.make_node("Add", [f"{kind}{stride}_", "nothing"], [f"{kind}{stride}"]))
-            outputs.append(f"{kind}{stride}")
-    constants["zero"] = np.zeros(())
-    nodes.insert(0, helper.make_node("ReduceMean", ["input"], ["mean"], keepdims=0))
-    nodes.insert(1, helper.make_node("Mul", ["mean", "zero"], ["nothing"]))
-    save("det_10g", [1, 3, 160, 160], constants, nodes, outputs)
-    spread = np.random.default_rng(0).normal(size=(3 * 7 * 7, 512))
-    nodes = [
-        helper.make_node("AveragePool", ["input"], ["cells"], kernel_shape=[16, 16], strides=[16, 16]),
-        helper.make_node("Flatten", ["cells"], ["flat"]),
-        helper.make_node("MatMul", ["flat", "spread"], ["embedding"]),
-    ]
-    save("w600k_r50", ["batch", 3, 112, 112], {"spread": spread}, nodes, ["embedding"])
-
-
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
-    pack(tmp_path / "insightface" / "models" / "buffalo_l")
+    tiny_weights.insightface(tmp_path / "insightface")
     return tmp_path / "insightface"
 
 
@@ -136,12 +91,8 @@ def test_the_identity_stage_runs_on_a_pack_from_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, clip_of: Callable[..., Clip]
 ) -> None:
     clip = clip_of("talk_office.mp4")
-    image = next(iter(clip.frames()))
-    found, aspect = MediaPipeFaces(0.5).faces(image)[0], image.shape[0] / image.shape[1]
-    top = found.y - 0.25 * found.height  # where SCRFD's box begins
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
-    box = (found.x, top * aspect, found.x + found.width, (found.y + found.height) * aspect)
-    pack(tmp_path / "insightface" / "models" / "buffalo_l", box)
+    tiny_weights.insightface(tmp_path / "insightface", tiny_weights.face_in(next(iter(clip.frames()))))
     stage = Identity(IdentitySettings(backend="insightface"))
     stage.check()
     assert "insightface" in stage.backend_version()

@@ -1,51 +1,16 @@
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
 from tasks import remote_code
 from tasks.aesthetics import Aesthetics, AestheticsSettings
 from tasks.clip import Clip
 from tasks.networks import qalign
 from tasks.stage import MissingBackend
+from tests import tiny_weights
 from tests.parity import arrays, needs_parity
-
-# a model that is called as the published one is: it likes what is bright, and films more than pictures
-CODE = """
-import torch
-from transformers import PretrainedConfig, PreTrainedModel
-
-
-class TinyConfig(PretrainedConfig):
-    model_type = "tiny_align"
-
-    def __init__(self, vocab_size=32, **more):
-        self.vocab_size = vocab_size
-        super().__init__(**more)
-
-
-class TinyAlign(PreTrainedModel):
-    config_class = TinyConfig
-
-    def __init__(self, config):
-        super().__init__(config)
-        self.by_word = torch.nn.Parameter(torch.zeros(config.vocab_size))
-        self.post_init()
-
-    def forward(self, input_ids, images):
-        films = isinstance(images, list)
-        assert (input_ids == -200).sum(1).eq(1).all() and input_ids[0, 0] == 1 and (input_ids == 1).sum(1).eq(1).all()
-        assert all(film.shape[1:] == (3, 448, 448) for film in images) if films else images.shape[1:] == (3, 448, 448)
-        light = torch.stack([film.mean() for film in images]) + films
-        return {"logits": (light[:, None] * self.by_word)[:, None].expand(-1, input_ids.shape[1], -1)}
-"""
-WORDS = ["<unk>", "<s>", *qalign.LEVELS, "USER:", "How", "would", "you", "rate", "the", "quality", "of", "this", "?"]
 
 
 @pytest.fixture
@@ -53,18 +18,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
     monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
     folder = tmp_path / "qalign"
-    folder.mkdir()
-    words = Tokenizer(models.WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="<unk>"))
-    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    PreTrainedTokenizerFast(tokenizer_object=words, bos_token="<s>", unk_token="<unk>").save_pretrained(folder)
-    auto = {"AutoConfig": "tiny_align.TinyConfig", "AutoModelForCausalLM": "tiny_align.TinyAlign"}
-    config = {"model_type": "tiny_align", "architectures": ["TinyAlign"], "auto_map": auto, "vocab_size": 32}
-    (folder / "config.json").write_text(json.dumps(config))
-    (folder / "tiny_align.py").write_text(CODE)
-    by_word = torch.zeros(32)
-    by_word[2:7] = torch.tensor([2.0, 1.0, 0.0, -1.0, -2.0])
-    save_file({"by_word": by_word}, folder / "model.safetensors", {"format": "pt"})
+    tiny_weights.qalign(folder)
     return folder
 
 
@@ -95,7 +49,7 @@ def test_code_beside_weights_runs_only_when_it_is_named(folder: Path) -> None:
         Aesthetics(AestheticsSettings(backend="qalign")).check()
     trusted = remote_code.digest("qalign")
     Aesthetics(AestheticsSettings(backend="qalign", remote_code=trusted)).check()
-    (folder / "tiny_align.py").write_text(CODE + "\nprint('more')\n")
+    (folder / "tiny_align.py").write_text(tiny_weights.QALIGN_CODE + "\nprint('more')\n")
     with pytest.raises(MissingBackend, match="it has changed"):
         qalign.load(trusted)
 

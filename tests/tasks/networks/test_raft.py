@@ -9,16 +9,14 @@ from tasks import flow, weights
 from tasks.clip import Clip
 from tasks.motion import Motion, MotionSettings
 from tasks.networks import raft
-from tests.parity import arrays, filled, listing, needs_parity, shapes
+from tests import tiny_weights
+from tests.parity import arrays, listing, needs_parity, shapes
 
 
 @pytest.fixture(scope="module")
 def network() -> raft.Raft:
     network = raft.Raft()
-    state = filled(network.state_dict())
-    for key in [key for key in state if ".norm3." in key]:
-        state[key] = state[key.replace(".norm3.", ".downsample.1.")]
-    network.load_state_dict(state)
+    network.load_state_dict(tiny_weights.raft_state())
     return network.eval().requires_grad_(False)
 
 

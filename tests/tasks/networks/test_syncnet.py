@@ -19,6 +19,7 @@ from tasks.networks.lip_scores import lip_scores
 from tasks.networks.mfcc import mfcc
 from tasks.stage import Measurement
 from tasks.sync import FollowedFace, Sync, SyncSettings
+from tests import tiny_weights
 from tests.parity import arrays, filled, needs_parity, shapes
 
 FRAMES = 62  # 2.48 s
@@ -197,43 +198,10 @@ def speech(world: Any) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def made(speech: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """A weights folder whose SyncNet sees the brightness of a window's middle frame, and hears the brightness that goes
-    with it; and that brightness, [frames] 0 to 255. Its S3FD finds a face in the middle of 160 x 120 pixels."""
+    """A weights folder, and the brightness that its SyncNet hears in the speech, [frames] 0 to 255."""
     folder = tmp_path_factory.mktemp("weights")
-    network = syncnet.SyncNet()
-    state = {key: value for key, value in filled(network.state_dict()).items() if key.startswith("net")}
-    for key, value in network.state_dict().items():
-        if key.startswith(("netcnnlip", "netfclip")):
-            state[key] = value.clone() if value.dim() == 0 else torch.zeros_like(value)
-            if key.endswith("running_var") or (value.dim() == 1 and key.endswith("weight")):
-                state[key] += 1
-    state["netcnnlip.0.weight"][0, :, 2] = 1 / (3 * 49)
-    state["netcnnlip.4.weight"][0, 0] = 1 / 25
-    for layer in (8, 11, 14):
-        state[f"netcnnlip.{layer}.weight"][0, 0, 0, 1, 1] = 1
-    state["netcnnlip.18.weight"][0, 0] = 1 / 36
-    state["netfclip.0.weight"][0, 0] = state["netfclip.3.weight"][0, 0] = 1
-    state["netfcaud.3.weight"][1:] = 0
-    state["netfcaud.3.bias"][:] = 0
-    network.load_state_dict(state)
-    heard = syncnet.sound_vectors(syncnet.ready(network), mfcc(speech * 32768), FRAMES)[:, 0]
-    scale = 180 / float(heard.max() - heard.min())
-    state["netfcaud.3.weight"][0] *= scale
-    state["netfcaud.3.bias"][0] = 40 - scale * float(heard.min())
-    (folder / "syncnet").mkdir()
-    # as older files are, without the counters of the batch normalisations
-    kept = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    torch.save(kept, folder / "syncnet" / "syncnet_v2.model")
-    faces = {key: torch.zeros(shape) for key, shape in s3fd.takes(folder).items()}
-    for level in range(5):
-        faces[f"conf.{level}.bias"] += torch.tensor([9.0, 9.0, 9.0, -9.0] if level == 0 else [9.0, -9.0])
-    faces["conf.5.bias"] += torch.tensor([-9.0, 9.0])
-    # one prior, 512 pixels about (64, 64), becomes 20 about (20, 15)
-    faces["loc.5.bias"] += torch.tensor([-44 / 51.2, -49 / 51.2, *[np.log(20 / 512) / 0.2] * 2])
-    (folder / "s3fd").mkdir()
-    torch.save(faces, folder / "s3fd" / "sfd_face.pth")
-    brightness = 40 + scale * (heard.numpy() - float(heard.min()))
-    return folder, np.concatenate([brightness[:1], brightness[:1], brightness[:-2]])
+    tiny_weights.s3fd(folder / "s3fd")
+    return folder, tiny_weights.syncnet(folder / "syncnet", speech)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from tasks import weights
 from tasks.clip import Clip
@@ -16,39 +15,19 @@ from tasks.latents import Latents, LatentsSettings
 from tasks.networks import layouts, umt5
 from tasks.stage import MissingBackend
 from tasks.text_embedding import Umt5Text
+from tests import tiny_weights
 from tests.checkpoints import write_shapes
-from tests.parity import arrays, filled, listing, needs_parity, shapes
+from tests.parity import arrays, listing, needs_parity, shapes
 
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
 
 CPU = torch.device("cpu")
-TINY = umt5.PUBLISHED | {"vocab_size": 101, "d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4}
-WORDS = ["<pad>", "</s>", "<unk>", "a", "woman", "in", "red", "dress", "talks", "'", '"', "&"]
 
 
 @pytest.fixture(scope="module")
 def network() -> "UMT5EncoderModel":
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    network = UMT5EncoderModel(UMT5Config(**TINY, num_decoder_layers=2))
-    network.load_state_dict(filled(network.state_dict()))
-    return network.eval().requires_grad_(False)
-
-
-def write_tokenizer(path: Path, end: bool = True) -> None:
-    """Of whole words, that ends its texts as UMT5's does."""
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import Whitespace
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(WORDS)}, "<unk>"))
-    tokenizer.pre_tokenizer = Whitespace()
-    if end:
-        tokenizer.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tokenizer.save(str(path))
+    return tiny_weights.umt5_network()
 
 
 @pytest.fixture
@@ -59,12 +38,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def published(network: "UMT5EncoderModel", folder: Path) -> Path:
-    """The small network in the library's layout, the embedding once, as the library saves it."""
-    state = {key: value for key, value in network.state_dict().items() if key != "encoder.embed_tokens.weight"}
-    save_file(state, folder / "text_encoder" / "model.safetensors")
-    (folder / "text_encoder" / "config.json").write_text(json.dumps({"model_type": "umt5", **TINY}))
-    write_tokenizer(folder / "tokenizer" / "tokenizer.json")
+def published(folder: Path) -> Path:
+    tiny_weights.umt5(folder)
     return folder
 
 
@@ -82,7 +57,7 @@ def test_states_are_the_references(network: "UMT5EncoderModel") -> None:
 @needs_parity
 def test_every_published_key_and_shape_is_taken(folder: Path) -> None:
     known = shapes("wan/keys_umt5_xxl_encoder.json")
-    write_tokenizer(folder / "tokenizer" / "tokenizer.json")
+    tiny_weights.umt5_tokenizer(folder / "tokenizer" / "tokenizer.json")
     (folder / "text_encoder" / "config.json").write_text(
         json.dumps(listing("wan/keys_umt5_xxl_encoder.json")["config"])
     )
@@ -169,7 +144,7 @@ def test_texts_are_cleaned_cut_off_and_ended(published: Path) -> None:
 
 def test_a_tokenizer_that_is_not_umt5s_is_refused(published: Path) -> None:
     path = published / "tokenizer" / "tokenizer.json"
-    write_tokenizer(path, end=False)
+    tiny_weights.umt5_tokenizer(path, end=False)
     with pytest.raises(weights.WrongWeights, match=r"tokenizer\.json is not UMT5's"):
         Umt5Text.check()
     path.write_text("{}")

@@ -17,7 +17,8 @@ from tasks.latent_codec import WanCodec
 from tasks.latents import Latents, LatentsSettings
 from tasks.networks import layouts, wan_vae
 from tasks.stage import MissingBackend
-from tests.checkpoints import TINY_VAE, tiny_vae, write_shapes
+from tests import tiny_weights
+from tests.checkpoints import write_shapes
 from tests.parity import arrays, listing, needs_parity, shapes
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def vae() -> "AutoencoderKLWan":
-    return tiny_vae()
+    return tiny_weights.wan_vae_network()
 
 
 @pytest.fixture
@@ -39,10 +40,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def published(vae: "AutoencoderKLWan", folder: Path) -> Path:
+def published(folder: Path) -> Path:
     """The small network in diffusers' layout."""
-    save_file(vae.state_dict(), folder / "diffusion_pytorch_model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"_class_name": "AutoencoderKLWan", **TINY_VAE}))
+    tiny_weights.wan_vae(folder)
     return folder
 
 
@@ -187,10 +187,10 @@ def test_what_does_not_fit_is_refused(vae: "AutoencoderKLWan", published: Path) 
     for refusing in (lambda: weights.check("wan-vae"), lambda: wan_vae.load(CPU)):
         with pytest.raises(weights.WrongWeights, match=r"1 missing \(quant_conv.bias\).*1 left over \(new\)"):
             refusing()
-    (published / "config.json").write_text(json.dumps({**TINY_VAE, "z_dim": 48, "is_residual": True}))
+    (published / "config.json").write_text(json.dumps({**tiny_weights.WAN_VAE, "z_dim": 48, "is_residual": True}))
     with pytest.raises(weights.WrongWeights, match=r"Wan2\.1.*z_dim 48, is_residual True"):
         weights.check("wan-vae")
-    (published / "config.json").write_text(json.dumps({**TINY_VAE, "base_dim": "wide"}))
+    (published / "config.json").write_text(json.dumps({**tiny_weights.WAN_VAE, "base_dim": "wide"}))
     with pytest.raises(weights.WrongWeights, match="does not describe"):
         weights.check("wan-vae")
     (published / "diffusion_pytorch_model.safetensors").unlink()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import WhisperConfig, WhisperForConditionalGeneration, WhisperModel
+from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from tasks import weights
@@ -13,24 +13,8 @@ from tasks.clip import SAMPLE_RATE, Clip
 from tasks.networks import whisper
 from tasks.speech import Speech, SpeechSettings
 from tasks.stage import MissingBackend
-from tests.parity import arrays, filled, listing, needs_parity, shapes
-
-TINY = {
-    "vocab_size": 64,
-    "num_mel_bins": 80,
-    "encoder_layers": 2,
-    "encoder_attention_heads": 4,
-    "decoder_layers": 1,
-    "decoder_attention_heads": 2,
-    "encoder_ffn_dim": 96,
-    "decoder_ffn_dim": 32,
-    "d_model": 48,
-    "max_target_positions": 16,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "decoder_start_token_id": 1,
-}
+from tests import tiny_weights
+from tests.parity import arrays, listing, needs_parity, shapes
 
 
 @pytest.fixture
@@ -38,15 +22,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny Whisper, filled by the rule, as it is published."""
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
     folder = tmp_path / "whisper"
-    model = WhisperModel(WhisperConfig(**TINY))
-    model.load_state_dict(filled(model.state_dict()))
-    model.save_pretrained(folder)
+    tiny_weights.whisper(folder)
     return folder
 
 
 @needs_parity
 def test_states_are_the_references(folder: Path) -> None:
-    assert TINY.items() <= listing("whisper/keys_tiny.json")["config"].items()
+    assert tiny_weights.WHISPER.items() <= listing("whisper/keys_tiny.json")["config"].items()
     known = arrays("whisper/tiny_encoder.npz")
     encoder = whisper.load()
     samples = arrays("whisper/frontend.npz")["signal_int16"] / 32768
@@ -76,7 +58,7 @@ def test_the_published_keys_are_taken_whole(size: str) -> None:
 def test_a_checkpoint_with_a_language_head_loads_to_the_same_encoder(folder: Path) -> None:
     weights.check("whisper")
     one = whisper.load().state_dict()
-    model = WhisperForConditionalGeneration(WhisperConfig(**TINY))
+    model = WhisperForConditionalGeneration(WhisperConfig(**tiny_weights.WHISPER))
     model.load_state_dict(
         {f"model.{key}": v for key, v in weights.read(folder / "model.safetensors").items()}, strict=False
     )

@@ -16,6 +16,7 @@ from tasks.networks.xpose.clip_text import prompts
 from tasks.networks.xpose.network import Stages, XPose
 from tasks.networks.xpose.swin import relative_places
 from tasks.object_tokens import states
+from tests import tiny_weights
 from tests.noise import xpose_state
 from tests.parity import arrays, needs_parity, number, shapes
 
@@ -167,7 +168,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def write(path: Path, state: dict[str, torch.Tensor]) -> None:
-    torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, path)
+    tiny_weights.xpose(path.parent, state)
 
 
 def test_frames_together_give_what_each_gives_alone(state: dict[str, torch.Tensor], folder: Path) -> None:

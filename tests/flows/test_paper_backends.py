@@ -1,0 +1,112 @@
+"""A curation by every network that the papers name, with small weights in the published layout."""
+
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from data_manifests.dataset import load, verify
+from data_manifests.lineage import Lineage
+from tasks import remote_code
+from tasks.recipe import find_recipe, load_recipe
+from tests import tiny_weights
+from tests.flows.conftest import Server
+
+# what is smaller or looked at less often than in the recipe, so that it takes seconds
+QUICKLY = {
+    "motion": {"rate_hz": 2, "short_side": 64},
+    "crop": {"size": 128},
+    "aesthetics": {"max_samples": 2},
+    "pose": {"short_side": 128},
+    "guidance": {"max_segments": 1, "pictures": 2},
+    "latents": {"dim": tiny_weights.UMT5["d_model"]},
+}
+# the libraries of extras, and the backend that serves where one is not installed
+EXTRAS = {"people": ("ultralytics", "mediapipe"), "subtitles": ("paddleocr", "rapidocr")}
+ARRAYS = {"whisper", "face_box", "lips", "crop_box", "pose", "pose_box", "latent", "text_embedding"}
+FOOTAGE = "talk_3s.mp4"
+
+Understudy = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def weights(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights folder with small networks; that which finds faces knows where the footage's is."""
+    import av
+
+    home = tmp_path_factory.mktemp("weights")
+    for name, write in tiny_weights.WRITERS.items():
+        write(home / name)
+    with av.open(str(world.path(FOOTAGE))) as container:
+        face = tiny_weights.face_in(next(container.decode(video=0)).to_ndarray(format="rgb24"))
+    shutil.rmtree(home / "insightface")
+    tiny_weights.insightface(home / "insightface", face)
+    return home
+
+
+@pytest.fixture(scope="module")
+def understudy(weights: Path, server: Server) -> Understudy:
+    """The command, in a process of its own; gives what it prints."""
+    env = server.env | {"UNDERSTUDY_WEIGHTS": str(weights), "HF_MODULES_CACHE": str(weights.parent / "modules")}
+
+    def understudy(*arguments: object) -> str:
+        line = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+        done = subprocess.run(line, capture_output=True, text=True, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout
+
+    return understudy
+
+
+@pytest.fixture
+def recipe(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The papers' recipe, looking less closely, and keeping all: weights that know nothing pass none of its rules."""
+    content = yaml.safe_load(find_recipe("paper").read_text())
+    measure = content["curation"]["measure"]
+    for stage, settings in QUICKLY.items():
+        measure[stage] |= settings
+    for stage, (library, embedded) in EXTRAS.items():
+        if find_spec(library) is None:
+            measure[stage] = {"backend": embedded}
+    monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(weights))
+    measure["aesthetics"]["remote_code"] = remote_code.digest("qalign")
+    content["curation"]["policy"] = {}
+    path = tmp_path / "quick.yaml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+@pytest.mark.timeout(1200)
+def test_every_network_of_the_papers_measures_a_clip(
+    understudy: Understudy, recipe: Path, world: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "footage").mkdir()
+    shutil.copy(world.path(FOOTAGE), tmp_path / "footage")
+    checked = understudy("models", "check", "--recipe", "paper")
+    assert [line.split(":")[0] for line in checked.splitlines()] == list(load_recipe("paper").networks())
+    out = tmp_path / "out"
+    understudy("curate", tmp_path / "footage", "--recipe", recipe, "--out", out, "--workers", 1)
+    assert list(pd.read_parquet(out / "clips.parquet")["verdict"]) == ["keep"]
+    assert not verify(str(out / "dataset.json")).faults
+    (shard,) = load(str(out / "dataset.json")).shards
+    with tarfile.open(out / shard.name) as tar:
+        members = {name.partition(".")[2]: tar.extractfile(name).read() for name in tar.getnames()}  # type: ignore[union-attr]
+    assert {name.removesuffix(".npy") for name in members} == ARRAYS | {"mp4", "flac", "json", "guidance.json"}
+    found = Lineage.model_validate_json(members["json"]).scores
+    assert {stage: score.backend for stage, score in found.items()} == {
+        stage: settings.backend for stage, settings in load_recipe(recipe).measure.items()
+    }
+    # measured, and not passed by for want of a face, of speech or of sound
+    assert found["sync"].values["reason"] == "" and found["sync"].values["confidence"] is not None
+    assert found["identity"].values["speakers"] == 1
+    for score in ("motion.speed", "aesthetics.quality", "speech.fraction", "pose.body_share"):
+        stage, _, column = score.partition(".")
+        assert isinstance(found[stage].values[column], float), score
