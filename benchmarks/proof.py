@@ -75,6 +75,8 @@ def trained(recipe: TrainingRecipe, manifest: Path, out: Path) -> str:
     for phase in recipe.phases:
         before, since = _cpu_seconds(), time.monotonic()
         outcome = launch(Job(recipe, phase, str(manifest), out, ActiveMindLearner))
+        if not outcome.done:
+            sys.exit(f"phase {phase} was asked to end; step {outcome.step} is kept: run it again to go on")
         steps = outcome.step - outcome.resumed_at
         spent = f"{_cpu_seconds() - before:.0f} CPU seconds, {time.monotonic() - since:.0f} on the clock"
         told.append(f"{phase} {steps} steps ({spent})")

@@ -313,9 +313,8 @@ def umt5_tokenizer(path: Path, end: bool = True) -> None:
 def qwen_omni(folder: Path) -> None:
     """It says the same of every clip."""
     from tests.tasks.networks import tiny_omni
-    from tests.tasks.networks.test_qwen_omni import ANALYSIS, PHRASES, PLAN
 
-    tiny_omni.write(folder, (json.dumps(ANALYSIS), json.dumps(PLAN), PHRASES))
+    tiny_omni.write(folder, (json.dumps(tiny_omni.ANALYSIS), json.dumps(tiny_omni.PLAN), tiny_omni.PHRASES))
 
 
 # ---- YOLO and PaddleOCR, whose own libraries write them; without those, files that no more than stand there ----
@@ -357,17 +356,23 @@ def yolo(folder: Path) -> None:
 
 
 def paddleocr(folder: Path) -> None:
-    """Networks to which what is bright is text: white is the letter a, red the letter b."""
+    """`paddle_networks`, where Paddle is installed."""
+    paddle_files(folder)
+    if find_spec("paddle") is not None:
+        paddle_networks(folder)
+
+
+def paddle_files(folder: Path) -> None:
+    """Where the files are, empty ones but for the names of the networks."""
     for name, text in (("det", _PADDLE_DETECTOR), ("rec", _PADDLE_RECOGNISER)):
         (folder / name).mkdir(parents=True)
         (folder / name / "inference.yml").write_text(text)
         for file in ("inference.json", "inference.pdiparams"):
             (folder / name / file).touch()
-    if find_spec("paddle") is not None:
-        _paddle_networks(folder)
 
 
-def _paddle_networks(folder: Path) -> None:
+def paddle_networks(folder: Path) -> None:
+    """In place of such files, networks to which what is bright is text: white is the letter a, red the letter b."""
     import paddle
     from paddle.nn import functional
 

@@ -43,12 +43,11 @@ def weights(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     import av
 
     home = tmp_path_factory.mktemp("weights")
-    for name, write in tiny_weights.WRITERS.items():
-        write(home / name)
     with av.open(str(world.path(FOOTAGE))) as container:
         face = tiny_weights.face_in(next(container.decode(video=0)).to_ndarray(format="rgb24"))
-    shutil.rmtree(home / "insightface")
-    tiny_weights.insightface(home / "insightface", face)
+    writers = tiny_weights.WRITERS | {"insightface": lambda folder: tiny_weights.insightface(folder, face)}
+    for name in load_recipe("paper").networks():
+        writers[name](home / name)
     return home
 
 
@@ -78,7 +77,7 @@ def recipe(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
             measure[stage] = {"backend": embedded}
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(weights))
     measure["aesthetics"]["remote_code"] = remote_code.digest("qalign")
-    content["curation"]["policy"] = {}
+    content["curation"] |= {"policy": {}, "run": {"time_limit_s": 3600}}  # the machine may be busy
     path = tmp_path / "quick.yaml"
     path.write_text(yaml.safe_dump(content, sort_keys=False))
     return path

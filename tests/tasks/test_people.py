@@ -48,6 +48,7 @@ def test_a_person_is_found_and_framed_as_the_truth_says(name: str, columns_of: C
     assert found["framing_source"] == "landmarks"
     assert found["scene"] == ""
     assert found["caption_person"] is None
+    assert found["persons"] is found["single_share"] is None  # it sees one body
 
 
 def test_faces_are_smaller_in_wider_framings(columns_of: ColumnsOf) -> None:
@@ -126,8 +127,8 @@ def test_a_missing_mediapipe_is_said_before_work_starts(monkeypatch: pytest.Monk
 
 
 def test_an_unknown_backend_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"here: backend: .*mediapipe"):
-        validate(PeopleSettings, {"backend": "yolo"}, "here")
+    with pytest.raises(RecipeError, match=r"here: backend: .*'yol'.* did you mean 'yolo'"):
+        validate(PeopleSettings, {"backend": "yol"}, "here")
 
 
 def test_mediapipe_writes_nothing_on_the_terminal() -> None:

@@ -108,7 +108,7 @@ def test_every_number_of_a_papers_recipe_has_its_source_beside_it(name: str) -> 
         ("curation/scenes/thresh", 3, "scenes.thresh: unknown key 'thresh'"),
         ("curation/measure/motoin", {}, "measure.motoin: unknown stage 'motoin'; did you mean 'motion'?"),
         ("curation/measure/motion/ratehz", 3, "measure.motion: ratehz: unknown key 'ratehz'; did you mean 'rate_hz'?"),
-        ("curation/measure/people/backend", "yolo", "measure.people: backend: Input should be 'mediapipe'"),
+        ("curation/measure/people/backend", "yol", "people: backend: unknown backend 'yol'; did you mean 'yolo'?"),
         ("curation/measure", [], "measure: a mapping from stages to their settings"),
         ("curation/policy/rules/calm/mx", 3, "policy.rules.calm.mx: unknown key 'mx'; did you mean 'max'?"),
         ("curation/policy/rules/calm/score", "motion.chaos", "rules.calm: motion.chaos: motion has no column 'chaos'"),

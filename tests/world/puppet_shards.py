@@ -74,7 +74,7 @@ def make_puppets(
     gc.freeze()  # the encoder has garbage collected after each clip, which need not look at all that is there already
     for number in range(count):
         puppet = Puppet.of(seed, number, size=size, frames=frames, two=two, moving_camera=moving_camera)
-        puppet = replace(puppet, silent=_share(number, 11) < silent)
+        puppet = replace(puppet, silent=_share(number, 11) >= 1 - silent)  # not number 0, which samples show
         tier = "hq" if _share(number, 7) < hq else "main"
         usable = _share(number, 3) >= unusable
         samples[tier].append(_sample(storage, puppet, number, stage, usable, tier, recipe))

@@ -1,6 +1,5 @@
 """Qwen2.5-Omni's Thinker: loaded from the published layout, and asked as the stage asks it."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,15 +15,16 @@ from tasks.guidance import GuidanceSettings, GuidanceStage
 from tasks.guidance_schema import GuidanceError, read_guidance
 from tasks.networks import qwen_omni
 from tasks.stage import MissingBackend
+from tests import tiny_weights
 from tests.tasks.networks import tiny_omni
-from tests.tasks.networks.tiny_omni import ANALYSIS, PHRASES, PLAN
+from tests.tasks.networks.tiny_omni import PHRASES
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Weights whose network says what it should."""
     home = tmp_path_factory.mktemp("weights")
-    tiny_omni.write(home / "qwen2.5-omni", (json.dumps(ANALYSIS), json.dumps(PLAN), PHRASES))
+    tiny_weights.qwen_omni(home / "qwen2.5-omni")
     return home
 
 
