@@ -67,7 +67,7 @@ def write_report(out: str, to: Path | None = None) -> str:
     if to is None:
         run.storage.write_bytes(REPORT, page)
         return f"{run.address}/{REPORT}"
-    to.write_bytes(page)
+    Storage(str(to.parent)).write_bytes(to.name, page)
     return str(to)
 
 

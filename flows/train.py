@@ -50,7 +50,8 @@ USER_ERRORS = (
 )
 DONE, FAILED, INTERRUPTED = 0, 2, 130
 
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S, _ASK_EVERY_S = 1.0, 10.0  # into a folder, and a store, which takes money for each answer
+_LAST_ROWS = 8192  # bytes of the metrics that hold the last step's row for certain
 _SHOWN_WIDTH = 1600  # pixels of a picture of samples in the UI
 
 
@@ -192,16 +193,18 @@ def to_markdown(outcomes: list[Outcome]) -> str:
 def _followed(job: Job) -> Iterator[None]:
     """Progress of a phase, wherever its workers are: by what they log into the output folder."""
     total, metrics = job.settings.steps, f"{job.folder}/{METRICS}"
+    every_s = _LOOK_EVERY_S if Storage(job.folder).is_local else _ASK_EVERY_S
     show = StepProgress(job.phase, total)
     ended = threading.Event()
+    seen = 0
 
     def look() -> None:
-        seen = 0.0
-        while not ended.wait(_LOOK_EVERY_S):
+        nonlocal seen
+        while not ended.wait(every_s):
             step = _last_step(metrics)
             if step > seen:
                 seen = step
-                show(int(step), total, 0)
+                show(step, total, 0)
 
     # the run that progress belongs to is known by the context
     follower = threading.Thread(target=contextvars.copy_context().run, args=(look,), daemon=True)
@@ -211,12 +214,12 @@ def _followed(job: Job) -> Iterator[None]:
     finally:
         ended.set()
         follower.join()
-        show(int(_last_step(metrics)), total, 0)
+        show(max(seen, _last_step(metrics)), total, 0)
 
 
-def _last_step(metrics: str) -> float:
+def _last_step(metrics: str) -> int:
     try:
-        return max((row["step"] for row in read_metrics(metrics)), default=0)
+        return max((int(row["step"]) for row in read_metrics(metrics, last=_LAST_ROWS)), default=0)
     except OSError:  # a store that does not answer just now
         return 0
 

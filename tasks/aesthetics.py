@@ -150,7 +150,8 @@ class QAlignJudge:
     @staticmethod
     def version() -> str:
         code = remote_code.digest("qalign")
-        return f"qalign {weights.digest('qalign')}, code {code}, transformers {version('transformers')}"
+        libraries = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "pillow"))
+        return f"qalign {weights.digest('qalign')}, code {code}, {libraries}"
 
     @staticmethod
     def check(settings: AestheticsSettings) -> None:

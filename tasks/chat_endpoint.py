@@ -125,16 +125,19 @@ class ChatEndpoint:
         if schema is not None:
             form = {"name": str(schema.get("title", "answer")), "strict": True, "schema": dict(schema)}
             body["response_format"] = {"type": "json_schema", "json_schema": form}
-        refused = set(self._refused)
+        # what a server does not know it will not know later; what is too long for it may be shorter the next time
+        refused, lasting = set(self._refused), set[str]()
         while True:
             status, data = self._asked({name: value for name, value in body.items() if name not in refused})
             if status == 200:
-                self._refused = refused
+                self._refused |= lasting
                 return Answer(self._text(data))
             said = self._said(data)
             left = set(_OPTIONAL).intersection(body) - refused if status in (400, 422) else set()
             # not every server names what it does not know; then it is most likely the newest of them
             again = {name for name in left if name in said} or left & {"response_format"}
+            if not any(word in said.lower() for word in ("context", "length", "too long")):
+                lasting |= again
             if not again:
                 raise EndpointError(f"{self._settings.base_url} answers {status}: {said}")
             refused |= again
@@ -207,7 +210,7 @@ class ChatEndpoint:
             content = message.get("content")
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             raise EndpointError(
-                f"{self._settings.base_url} answers in another form than a chat's: {self._hidden(data[:_SAID])}"
+                f"{self._settings.base_url} answers in another form than a chat's: {self._hidden(data)[:_SAID]}"
             ) from None
         if isinstance(content, list):  # in parts
             content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))

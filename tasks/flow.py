@@ -69,7 +69,10 @@ class RaftFlow:
 
     @staticmethod
     def version() -> str:
-        return f"raft {weights.digest('raft')}, torch {version('torch')}"
+        import cv2
+
+        # OpenCV's part is the camera's movement (tasks.motion)
+        return f"raft {weights.digest('raft')}, torch {version('torch')}, opencv {cv2.__version__}"
 
     @staticmethod
     def check() -> None:

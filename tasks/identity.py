@@ -7,10 +7,10 @@ embedded backend follows faces with MediaPipe and compares them by tasks.face_lo
 from functools import cached_property
 from importlib.metadata import version
 from itertools import pairwise
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from tasks import landmarks, weights
 from tasks.clip import Clip
@@ -69,8 +69,7 @@ class MediaPipeFaces:
 class InsightFaces:
     """A pack of InsightFace (tasks.networks.insightface): SCRFD, and ArcFace on the mesh's eyes, nose and mouth.
 
-    Two pictures of one person have a cosine of 0.4 and more as a rule, of two people 0.2 and less; `same_person` has to
-    be set for it."""
+    Two pictures of one person have a cosine of 0.4 and more as a rule, of two people 0.2 and less."""
 
     networks: ClassVar[tuple[str, ...]] = ("insightface",)
 
@@ -82,11 +81,17 @@ class InsightFaces:
 
     @staticmethod
     def version() -> str:
-        return f"insightface {weights.digest('insightface')}, onnxruntime {version('onnxruntime')}"
+        import cv2
+
+        libraries = f"onnxruntime {version('onnxruntime')}, opencv {cv2.__version__}, scipy {version('scipy')}"
+        return f"insightface {weights.digest('insightface')}, {libraries}"
 
     @staticmethod
     def check() -> None:
+        from tasks.networks import insightface
+
         weights.check("insightface")
+        insightface.load()
 
     def faces(self, image: np.ndarray) -> list[landmarks.Face]:
         height, width = image.shape[:2]
@@ -107,6 +112,7 @@ class InsightFaces:
 
 
 BACKENDS: dict[str, type[Faces]] = {"mediapipe": MediaPipeFaces, "insightface": InsightFaces}
+_OWN = {"insightface": {"same_person": 0.4}}  # defaults, where a backend has others
 
 
 class IdentitySettings(StageSettings):
@@ -117,7 +123,8 @@ class IdentitySettings(StageSettings):
         interpolated. 2 saves a third of the time; sync then finds the same offsets with a little less confidence.
     min_confidence: of the detector for a face to be found, 0 to 1 (0.5 is MediaPipe's default).
     speaker_s: seconds for which a face has to be seen to be one of the speakers.
-    same_person: cosine of two descriptions from which they are of one person; on the backend's own scale.
+    same_person: cosine of two descriptions from which they are of one person; on the backend's own scale, 0.4 being
+        the default for `insightface`.
     """
 
     backend: str = "mediapipe"
@@ -126,6 +133,13 @@ class IdentitySettings(StageSettings):
     min_confidence: float = Field(default=0.5, ge=0.0, le=1.0)
     speaker_s: float = Field(default=1.0, ge=0.0, le=60.0)
     same_person: float = Field(default=0.75, ge=-1.0, le=1.0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_the_backend_has_it(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("backend") not in list(_OWN):
+            return given
+        return {**_OWN[given["backend"]], **given}
 
     @field_validator("backend")
     @classmethod

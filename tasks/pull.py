@@ -12,6 +12,7 @@ import shutil
 import stat
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -327,7 +328,7 @@ def _unpack(entry: Published, archive: Path, sub: str, whole: Path) -> None:
                     shutil.copyfileobj(source, target, _BLOCK)
     except FileExistsError as error:
         raise WrongWeights(f"{archive.name} holds {Path(error.filename).name} twice") from None
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, RuntimeError, NotImplementedError, EOFError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, RuntimeError, NotImplementedError, EOFError) as error:
         raise WrongWeights(f"{archive.name} cannot be unpacked: {error}") from None
 
 

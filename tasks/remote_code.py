@@ -1,17 +1,42 @@
 """Code that comes along with weights: run only when a recipe names it by its hash."""
 
 import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 from tasks import weights
 from tasks.stage import MissingBackend
 
 
 def digest(name: str) -> str:
-    """12 hex digits over the Python files in a network's folder. Raises MissingBackend."""
+    """12 hex digits over the Python files in a network's folder, and over what its configurations would have run.
+
+    Raises MissingBackend, also where that is code from somewhere else: of another place in the hub, or not there.
+    """
     folder, whole = weights.find(name), hashlib.sha256()
     for path in sorted(folder.rglob("*.py")):
         whole.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    for path, reference in _references(folder):
+        module = reference.rpartition(".")[0]
+        if "--" in reference or not (folder / f"{module}.py").is_file():
+            raise MissingBackend(
+                f"{path} would have {reference} run, which is not among the code beside the weights of {name}; get the "
+                f"published files again. {weights.published(name).instead} serves without"
+            )
+        whole.update(f"{path.name} {reference}\n".encode())
     return whole.hexdigest()[:12]
+
+
+def _references(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Which code the configurations in a folder name, as "module.Class"."""
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found = json.loads(path.read_text()).get("auto_map", {})
+        except (OSError, ValueError, AttributeError):  # no configuration, or one that the loader will refuse
+            continue
+        for value in found.values() if isinstance(found, dict) else ():
+            yield from ((path, each) for each in (value if isinstance(value, list) else [value]) if each)
 
 
 def check(name: str, setting: str, trusted: str) -> None:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import importlib.util
+import json
 import math
 import sys
 from functools import cached_property
@@ -63,7 +64,7 @@ class Front(Protocol):
         """Library and weights, as far as they can change a number."""
 
     @staticmethod
-    def check() -> None:
+    def check(settings: SpeechSettings) -> None:
         """Raises tasks.stage.MissingBackend when the backend cannot run."""
 
     def __call__(self, samples: np.ndarray, frames: int, fps: int) -> np.ndarray:
@@ -83,7 +84,7 @@ class LogMel:
         return ""
 
     @staticmethod
-    def check() -> None:
+    def check(settings: SpeechSettings) -> None:
         """Nothing but NumPy."""
 
     def __call__(self, samples: np.ndarray, frames: int, fps: int) -> np.ndarray:
@@ -100,9 +101,6 @@ class Whisper:
         from tasks.networks import whisper
 
         self._layers, self._encoder = settings.layers, whisper.load()
-        most = self._encoder.config.encoder_layers
-        if isinstance(self._layers, int) and self._layers > most:
-            raise MissingBackend(f"speech.layers is {self._layers}, and the Whisper encoder there has {most} layers")
 
     @staticmethod
     def version() -> str:
@@ -111,8 +109,11 @@ class Whisper:
         )
 
     @staticmethod
-    def check() -> None:
+    def check(settings: SpeechSettings) -> None:
         weights.check("whisper")
+        most = json.loads((weights.find("whisper") / "config.json").read_text())["encoder_layers"]
+        if isinstance(settings.layers, int) and settings.layers > most:
+            raise MissingBackend(f"speech.layers is {settings.layers}, and the Whisper encoder there has {most} layers")
 
     def __call__(self, samples: np.ndarray, frames: int, fps: int) -> np.ndarray:
         from tasks.networks.whisper import STATES_PER_S, states
@@ -148,7 +149,7 @@ class Speech(Stage[SpeechSettings]):
     def check(self) -> None:
         self.backend_version()
         model_path()
-        BACKENDS[self.settings.backend].check()
+        BACKENDS[self.settings.backend].check(self.settings)
 
     @cached_property
     def _detector(self) -> "VoiceDetector":

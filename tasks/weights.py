@@ -150,7 +150,9 @@ def misfits(name: str, folder: Path) -> list[str]:
     module, function = entry.takes.split(":")
     try:
         takes: Shapes = getattr(importlib.import_module(module), function)(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:  # a config.json of another network, or a broken one
+    except MissingBackend:
+        raise
+    except Exception as error:  # a config.json of another network, or a broken one: the libraries' errors are many
         raise WrongWeights(f"what {folder} says of itself is not {name}: {type(error).__name__}: {error}") from None
     return compare(takes, shapes(*(path for path in paths if path.suffix in _SUFFIXES)))
 

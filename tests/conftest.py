@@ -131,6 +131,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     return World(folder)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where several processes test (-n 2 --dist loadgroup), a file's tests stay in one, and so do those that look at
     the same runs of the flows."""

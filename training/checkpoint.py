@@ -7,7 +7,10 @@ from the moment that its progress.json is there, which is written last and remov
 
 import contextlib
 import json
+import logging
 import os
+import pickle
+import pickletools
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -27,9 +30,14 @@ from data_manifests.storage import Storage
 from training.ema import AveragedWeights
 from training.parallel import Team
 
+_log = logging.getLogger(__name__)
 _NAME = re.compile(r"step-(\d{8})")
 _PROGRESS = "progress.json"
+_METADATA = ".metadata"  # what torch.distributed.checkpoint calls its list of the tensors
 _UNREADABLE = "{}: cannot be read ({}); remove it to go on from the one before"
+_UNANSWERED = "{}: the store does not answer ({}); the checkpoint may well be sound: run it again"
+# what reading a file that is not whole, or not there, comes to; all else is the store's
+_DAMAGE = (ValueError, FileNotFoundError, EOFError, LookupError, RuntimeError, pickle.UnpicklingError)
 
 
 class CheckpointError(RuntimeError):
@@ -58,11 +66,37 @@ def save(folder: Storage, step: int, trained: Trained, progress: Mapping[str, An
     """Write a checkpoint, step-XXXXXXXX, on every worker together, and remove all but the newest `keep`.
 
     A kill at any moment leaves whole checkpoints only. Where one of this step is there already, it is left as it is.
+    Raises CheckpointError where it cannot be written; an old one that cannot be removed is only a warning.
 
     folder: that all workers share. progress: what goes on beside the tensors, as JSON can say it, such as the loader's
     position; the same on every worker.
     """
     name = f"step-{step:08d}"
+    try:
+        _write(folder, name, trained, progress, team)
+    except (OSError, dcp.CheckpointException) as error:
+        raise CheckpointError(
+            f"{_place(folder, name)}: cannot be written ({_last_line(error)}); the checkpoints before it stand: run it "
+            "again to go on from the newest"
+        ) from error
+    if team.leads:
+        with _only_a_warning(folder, "old checkpoints"):
+            for old in whole_ones(folder)[:-keep]:
+                with _only_a_warning(folder, old):
+                    _remove(folder, old)
+    team.barrier()
+
+
+@contextlib.contextmanager
+def _only_a_warning(folder: Storage, what: str) -> Iterator[None]:
+    """What cannot be removed now is tried again at the next checkpoint, or swept at the next start."""
+    try:
+        yield
+    except OSError as error:
+        _log.warning("%s: %s cannot be removed: %s", folder.address, what, error)
+
+
+def _write(folder: Storage, name: str, trained: Trained, progress: Mapping[str, Any], team: Team) -> None:
     made = f".{name}.tmp" if folder.is_local else name
     if team.any(team.leads and name in whole_ones(folder)):
         return
@@ -81,9 +115,6 @@ def save(folder: Storage, step: int, trained: Trained, progress: Mapping[str, An
                 _to_disk(path)
             here.rename(Path(folder.root, name))
             _to_disk(Path(folder.root))
-        for old in whole_ones(folder)[:-keep]:
-            _remove(folder, old)
-    team.barrier()
 
 
 def latest(folder: Storage) -> str | None:
@@ -110,7 +141,7 @@ def progress_of(folder: Storage, name: str) -> dict[str, Any]:
     try:
         progress: dict[str, Any] = json.loads(folder.read_bytes(f"{name}/{_PROGRESS}"))
     except (OSError, ValueError) as error:
-        raise CheckpointError(_UNREADABLE.format(_place(folder, name), error)) from None
+        raise CheckpointError(_why(folder, name, error)) from None
     return progress
 
 
@@ -121,8 +152,33 @@ def load(folder: Storage, name: str, trained: Trained, team: Team) -> None:
         with _alone_without_a_word():
             dcp.load({"trained": trained}, checkpoint_id=_place(folder, name), no_dist=team.size == 1)
     except (OSError, RuntimeError, ValueError, dcp.CheckpointException) as error:
-        what = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(_UNREADABLE.format(_place(folder, name), what[-1][:300])) from error
+        raise CheckpointError(_why(folder, name, error)) from error
+
+
+def _why(folder: Storage, name: str, error: BaseException) -> str:
+    """What to do about a checkpoint that could not be read: it is removed only where it is damaged."""
+    causes = [error]
+    if isinstance(error, dcp.CheckpointException):
+        causes = [cause for cause, _ in error.failures.values()]
+    damaged = folder.is_local or all(_is_damage(folder, name, cause) for cause in causes)
+    return (_UNREADABLE if damaged else _UNANSWERED).format(_place(folder, name), _last_line(error))
+
+
+def _is_damage(folder: Storage, name: str, cause: BaseException) -> bool:
+    if not isinstance(cause, AssertionError):
+        return isinstance(cause, _DAMAGE)
+    # how torch.distributed.checkpoint says that it has no metadata, whatever the reason: so they are read once more
+    try:
+        for _ in pickletools.genops(folder.read_bytes(f"{name}/{_METADATA}")):
+            pass
+    except (OSError, ValueError) as error:
+        return isinstance(error, _DAMAGE)
+    return False  # they are whole: it was the store
+
+
+def _last_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[-1][:300]
 
 
 def _place(folder: Storage, name: str) -> Path | str:

@@ -59,7 +59,8 @@ class Data(Strict):
     frames: of the video, 4n + 1. fps: frames a second that clips must have. batch: samples a step, over all workers and
     accumulated micro-batches. latents: how video and text are encoded, as the curation's stage of that name says it.
     whiten: the power of each channel's deviation, in pictures of the dataset, that it is divided by: at 1 all are
-    alike, below it those that matter more to the picture are larger. None: as the codec gives them.
+    alike, below it those that matter more to the picture are larger. None: as the codec gives them. Measured once,
+    where a training begins with new weights; what starts from weights takes latents as those were trained on.
     tiers: of the dataset, widest first. max_bad: share of samples that may be unreadable before the run stops.
     """
 

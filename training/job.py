@@ -46,8 +46,12 @@ class Learner(Protocol):
 
     dataset: str  # the sha256 of the dataset manifest
 
-    def model(self) -> nn.Module:
-        """The model on the CPU with new weights, the same on every worker."""
+    def model(self, latent_scale: tuple[float, ...] | None = None) -> nn.Module:
+        """The model on the CPU with new weights, the same on every worker; every worker calls it.
+
+        latent_scale: what latents are divided by for the weights that it will be given, () for 1. None where it keeps
+        its new weights; then what suits the data.
+        """
 
     def part_of(self, name: str) -> str:
         """The part of the model that a parameter belongs to: video, text or audio."""
@@ -77,8 +81,9 @@ class Learner(Protocol):
     def work(self, batch: Any) -> tuple[int, float]:
         """Tokens in a batch, and floating point operations of its forward pass."""
 
-    def about(self) -> dict[str, Any]:
-        """What has to be known to build the model again, kept beside its weights."""
+    def about(self, model: Any) -> dict[str, Any]:
+        """What has to be known to build the model again, kept beside its weights: its "shape", and in that its
+        "latent_scale" where there can be one."""
 
     def sample(self, model: Any, step: int, folder: Path, trackers: Trackers | None) -> dict[str, float]:
         """Sample videos into `folder` and show them where there are trackers; gives what was measured on them."""

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from data_manifests.dataset import load
 from data_manifests.storage import Storage
-from training import flow_matching, phases
+from training import flow_matching, phases, whitening
 from training.batch import Batch
 from training.config import TrainingRecipe
 from training.draws import generator
@@ -20,11 +20,10 @@ from training.models import active_mind
 from training.models.active_mind import ActiveMind, Conditions
 from training.models.mask_predictor import MaskPredictor, mask_loss
 from training.models.sizes import ActiveMindSettings, active_mind_settings
-from training.parallel import Team
+from training.parallel import Team, bare
 from training.previews import Previews
 from training.sample_reader import Sound, sound_of
 from training.tracking import Trackers
-from training.whitening import latent_scale
 
 _NETWORK = "network."
 
@@ -53,13 +52,11 @@ class MindAndMasks(nn.Module):
         return Prediction(output.velocity, self.mask_predictor(output.hidden, conditions.speaker_mask, 0))
 
 
-def model_settings(recipe: TrainingRecipe, sound: Sound, scale: tuple[float, ...] = ()) -> ActiveMindSettings:
-    """The model of a recipe. sound: that it is trained on. scale: of the latents that it is trained on
-    (training.whitening)."""
+def model_settings(recipe: TrainingRecipe, sound: Sound) -> ActiveMindSettings:
+    """The model of a recipe, for latents as the codec gives them. sound: that it is trained on."""
     latents = recipe.data.latents
     window = sound.window(recipe.data.fps)
-    settings = active_mind_settings(recipe.size, latents.channels, latents.dim, window, sound.dim)
-    return settings.model_copy(update={"latent_scale": scale})
+    return active_mind_settings(recipe.size, latents.channels, latents.dim, window, sound.dim)
 
 
 def load_trained(out: Path | str, phase: str, averaged: bool = True) -> MindAndMasks:
@@ -87,18 +84,26 @@ class ActiveMindLearner:
         self._recipe = job.recipe
         manifest = load(job.manifest)
         self.dataset = hashlib.sha256(manifest.encode()).hexdigest()
-        whiten, cache = self._recipe.data.whiten, f"{job.out}/cache"
-        scale = () if whiten is None else latent_scale(job.manifest, self._recipe, cache)
-        self._settings = model_settings(self._recipe, sound_of(job.manifest, Storage(cache)), scale)
+        self._cache = f"{job.out}/cache"
+        self._settings = model_settings(self._recipe, sound_of(job.manifest, Storage(self._cache)))
         self._previews: Previews | None = None
 
-    def about(self) -> dict[str, object]:
-        return {"shape": self._settings.model_dump(mode="json")}
+    def about(self, model: MindAndMasks) -> dict[str, object]:
+        return {"shape": model.network.settings.model_dump(mode="json")}
 
-    def model(self) -> MindAndMasks:
+    def model(self, latent_scale: tuple[float, ...] | None = None) -> MindAndMasks:
+        recipe, manifest, channels = self._recipe, self._job.manifest, self._settings.channels
+        if latent_scale is None and recipe.data.whiten is not None:
+            latent_scale = self._team.made_once(lambda: whitening.latent_scale(manifest, recipe, self._cache))
+        if latent_scale and len(latent_scale) != channels:
+            raise phases.PhaseError(
+                f"phase {self._job.phase} starts from weights of {len(latent_scale)} latent channels; the recipe's "
+                f"latents have {channels}"
+            )
+        settings = self._settings.model_copy(update={"latent_scale": latent_scale or ()})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(self._recipe.seed, "weights").initial_seed())
-            return MindAndMasks(self._settings)
+            return MindAndMasks(settings)
 
     def part_of(self, name: str) -> str:
         return active_mind.part_of(name.removeprefix(_NETWORK))
@@ -134,14 +139,14 @@ class ActiveMindLearner:
             conditions=phase.conditions,
             latents=data.latents,
             text_tokens=data.latents.max_tokens,
-            cache=f"{job.out}/cache",
+            cache=self._cache,
             max_bad=data.max_bad,
         )
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
-        device = batch.latents.device
-        scale = torch.tensor(self._settings.latent_scale or (1.0,), device=device)
-        data = batch.latents / scale[:, None, None, None]
+        device, mind = batch.latents.device, bare(model)
+        assert isinstance(mind, MindAndMasks)
+        data = mind.network.scaled(batch.latents)
         sigmas, noises = [], []
         for epoch, key in zip(batch.epochs, batch.keys, strict=True):
             drawn = generator(self._recipe.seed, self._job.phase, epoch, key)

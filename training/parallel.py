@@ -1,9 +1,9 @@
 """The workers of a training: who they are, how the model is spread over them, and what they agree on."""
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 Sharding = Literal["ddp", "fsdp"]
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,23 @@ class Team:
         dist.all_gather_object(values, value)
         return values
 
+    def made_once(self, make: Callable[[], Made]) -> Made:
+        """What the leading worker makes, on every worker; what it raises is raised on all, so that none waits for it.
+        Small values only."""
+        if self.size == 1:
+            return make()
+        made: Made | None = None
+        fault: Exception | None = None
+        if self.leads:
+            try:
+                made = make()
+            except Exception as error:
+                fault = error
+        made, fault = self.gather((made, fault))[0]
+        if fault is not None:
+            raise fault
+        return made
+
 
 def device_here(gpu: int | None = None) -> torch.device:
     """The accelerator of this process, where there is one."""
@@ -92,8 +110,13 @@ def spread(
     if sharding == "ddp":
         model.to(team.device)
         ids = [team.device] if team.device.type == "cuda" else None
-        # a step without several speakers, for one, does not touch the parameters that are for them
-        return DistributedDataParallel(model, device_ids=ids, find_unused_parameters=True, gradient_as_bucket_view=True)
+        return DistributedDataParallel(
+            model,
+            device_ids=ids,
+            broadcast_buffers=False,  # they are constants
+            find_unused_parameters=True,  # those for several speakers, for one, in a step that has none
+            gradient_as_bucket_view=True,
+        )
     mesh = init_device_mesh(team.device.type, (team.size,))
     whole = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
     policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False) if bf16 else whole

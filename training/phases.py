@@ -3,6 +3,7 @@
 import functools
 import hashlib
 import json
+import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -69,6 +70,51 @@ def starting_weights(
     return found
 
 
+def starting_scale(phase: str, recipe: TrainingRecipe, out: Path | str) -> tuple[float, ...] | None:
+    """What latents are divided by for the weights that a phase starts from, as weights.json beside them has it; None
+    where all parts are new.
+
+    Of a file without a weights.json nothing is known: it takes latents as the codec gives them, unless the recipe
+    whitens them.
+
+    Raises PhaseError when an origin does not say, or several say different things.
+    """
+    found: dict[str, tuple[float, ...]] = {}
+    for origin in dict.fromkeys(recipe.phases[phase].weights.values()):
+        if origin == "new":
+            continue
+        name, _ = split_origin(origin)
+        is_file = name.endswith(".safetensors")
+        beside = name.rpartition("/")[0] or ("/" if name.startswith("/") else ".")
+        folder = beside if is_file else weights_folder(out, name)
+        about = _about(folder)
+        if about is None and not is_file:
+            raise PhaseError(f"phase {phase} starts from {folder}: train phase {name} first")
+        scale = latent_scale(about or {})
+        if scale is None and (not is_file or recipe.data.whiten is not None):
+            raise PhaseError(
+                f"phase {phase} starts from {name}: no {ABOUT} at {folder} says which latent_scale it was trained "
+                "with; put the one that was written with the weights there"
+            )
+        found[name] = scale or ()
+    if len(set(found.values())) > 1:
+        raise PhaseError(
+            f"phase {phase} cannot start: {' and '.join(found)} were trained on latents of different scales "
+            f"(latent_scale in their {ABOUT}); start all parts from weights of one training"
+        )
+    return next(iter(found.values()), None)
+
+
+def latent_scale(about: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """What latents are divided by, () for 1, by what is said of a model's weights or of a checkpoint. None where
+    nothing is said, as in a checkpoint of before it was."""
+    shape = about.get("shape")
+    scale = shape.get("latent_scale", []) if isinstance(shape, dict) else None
+    if not isinstance(scale, list) or not all(isinstance(of, float | int) and 0 < of < math.inf for of in scale):
+        return None
+    return tuple(map(float, scale))
+
+
 def split_origin(origin: str) -> tuple[str, str | None]:
     """An origin's phase, or file, and the part of it that is meant, where one is."""
     if origin.endswith(".safetensors"):
@@ -81,6 +127,8 @@ def _open(origin: str, phase: str, out: Path | str) -> tuple[str, Weights]:
     is_file = origin.endswith(".safetensors")
     address = origin if is_file else f"{weights_folder(out, origin)}/{AVERAGED}"
     try:
+        if not is_file and about_weights(out, origin) is None:  # in an object store the weights are there before it
+            raise FileNotFoundError
         return address, read_weights(address)
     except FileNotFoundError:
         missing = "there is no such file" if is_file else f"train phase {origin} first"
@@ -126,35 +174,48 @@ def write_weights(out: Path | str, phase: str, model: Weights, averaged: Weights
 
 def about_weights(out: Path | str, phase: str) -> dict[str, Any] | None:
     """What a finished phase says of its weights; None when it has not ended."""
-    folder = Storage(weights_folder(out, phase))
+    return _about(weights_folder(out, phase))
+
+
+def _about(address: str) -> dict[str, Any] | None:
+    """What is said of the weights in a folder, where anything is."""
+    folder = Storage(address)
     try:
-        about: dict[str, Any] = json.loads(folder.read_bytes(ABOUT))
-    except FileNotFoundError:
+        about = json.loads(folder.read_bytes(ABOUT))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise PhaseError(f"{folder.address}/{ABOUT}: cannot be read: {error}") from None
+    if not isinstance(about, dict):
+        raise PhaseError(f"{folder.address}/{ABOUT}: cannot be read: it holds no description of weights")
     return about
 
 
-def settings_of(recipe: TrainingRecipe, phase: str, dataset: str) -> dict[str, Any]:
+def settings_of(recipe: TrainingRecipe, phase: str, dataset: str, chosen: bool = False) -> dict[str, Any]:
     """All that decides what a phase learns: two trainings with the same settings are one, and one may go on where the
     other ended. So the number of steps counts only where the learning rate falls towards the last of them.
 
-    dataset: the sha256 of the dataset manifest.
+    dataset: the sha256 of the dataset manifest. chosen: leave out settings that have their default value.
     """
-    settings = recipe.model_dump(mode="json", exclude={"name": True, "run": True, "phases": True, "data": {"max_bad"}})
+    settings = recipe.model_dump(
+        mode="json",
+        exclude={"name": True, "run": True, "phases": True, "data": {"max_bad"}},
+        exclude_defaults=chosen,
+    )
     of_phase: Phase = recipe.phases[phase]
     left_out = {"steps"} if recipe.optimizer.decay == "none" else set()
-    return {"dataset": dataset, **settings, "phase": of_phase.model_dump(mode="json", exclude=left_out)}
+    about_phase = of_phase.model_dump(mode="json", exclude=left_out, exclude_defaults=chosen)
+    return {"dataset": dataset, **settings, "phase": about_phase}
 
 
-def changed(before: Mapping[str, Any], now: Mapping[str, Any], above: str = "") -> list[str]:
-    """Which settings differ, as KEY: BEFORE is now NOW."""
+def changed(before: Mapping[str, Any], now: Mapping[str, Any], chosen: Mapping[str, Any], above: str = "") -> list[str]:
+    """Which settings differ, as KEY: BEFORE is now NOW. A setting that was not known before differs where it is one of
+    the `chosen` (`settings_of`): a default changes nothing of what was learnt without it."""
     lines = []
     for key in sorted({*before, *now}):
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            lines += changed(old, new, f"{above}{key}.")
-        elif old != new:
+            lines += changed(old, new, chosen.get(key) or {}, f"{above}{key}.")
+        elif old != new and (key in before or key in chosen):
             lines.append(f"{above}{key}: {old!r} is now {new!r}")
     return lines

@@ -93,17 +93,7 @@ class SampleReader:
 
         Raises ValueError when it cannot have one, or its sound or masks do not fit.
         """
-        if not self.in_shard(entry):
-            if self._clip_latents is None:
-                raise ValueError("it has no latent.npy and text_embedding.npy, and no codec is given to make them")
-            if "mp4" not in entry.files:
-                raise ValueError("it has no mp4 to make latents from")
-            latent, text_dim = self._made(entry), self._clip_latents.text_dim
-        else:
-            frames, channels, height, width = entry.arrays["latent"].shape
-            latent, text_dim = (frames, channels, height, width), entry.arrays["text_embedding"].shape[1]
-            if STRIDE_T * (frames - 1) + 1 > entry.frames:
-                raise ValueError(f"its {frames} latent frames are more than its {entry.frames} frames have")
+        latent, text_dim = self.latent_shape(entry)
         bucket = self.bucket(latent, text_dim, entry)
         own = f"speaker_{self._sound.name}" if entry.speakers else self._sound.name
         if entry.audio_usable and self._sound != LOG_MEL and own not in entry.arrays:
@@ -116,6 +106,19 @@ class SampleReader:
         if mask is not None and mask.shape[2:] != latent[2:]:
             raise ValueError(f"speaker_mask.npy is of {list(mask.shape[2:])} latent pixels, not {list(latent[2:])}")
         return latent, text_dim
+
+    def latent_shape(self, entry: Entry) -> tuple[tuple[int, int, int, int], int]:
+        """As `shape`, whatever the sample has of sound and masks. Raises ValueError when it cannot have a latent."""
+        if not self.in_shard(entry):
+            if self._clip_latents is None:
+                raise ValueError("it has no latent.npy and text_embedding.npy, and no codec is given to make them")
+            if "mp4" not in entry.files:
+                raise ValueError("it has no mp4 to make latents from")
+            return self._made(entry), self._clip_latents.text_dim
+        frames, channels, height, width = entry.arrays["latent"].shape
+        if STRIDE_T * (frames - 1) + 1 > entry.frames:
+            raise ValueError(f"its {frames} latent frames are more than its {entry.frames} frames have")
+        return (frames, channels, height, width), entry.arrays["text_embedding"].shape[1]
 
     def bucket(self, latent: tuple[int, int, int, int], text_dim: int, entry: Entry) -> Bucket:
         """Of a sample, whose latents [latent frames, channels, height, width] may be a part of it."""
@@ -167,6 +170,16 @@ class SampleReader:
             arrays["audio"] = arrays["audio"].swapaxes(0, 1)
         mask = _by_latent(arrays["mask"]) if "mask" in arrays else None
         return Arrays(arrays["latent"], arrays.get("audio"), arrays["text"], mask)
+
+    def latent(self, shard: int, number: int, entry: Entry) -> np.ndarray:
+        """The whole latent of a sample, and nothing else of it: [latent frames, channels, height, width] float16 or 32.
+
+        Raises as `read` does.
+        """
+        if self.in_shard(entry):
+            return self._arrays(shard, {"latent": entry.arrays["latent"]})["latent"]
+        assert self._clip_latents is not None
+        return self._clip_latents.encode(self._shards[shard].sha256, number, lambda: self._files(shard, entry))[0]
 
     def _log_mel(self, shard: int, entry: Entry) -> np.ndarray:
         """[frames, window, mels] from the sample's sound."""

@@ -23,6 +23,9 @@ class Tracker(Protocol):
     def sample(self, step: int, name: str, video: Path, strip: Path) -> None:
         """Show a sample. video: an MP4 with sound. strip: a PNG of some of its frames side by side."""
 
+    def flush(self) -> None:
+        """Let what was shown so far be where it goes."""
+
     def close(self) -> None:
         """Nothing more will come."""
 
@@ -40,23 +43,30 @@ class Metrics:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}, sort_keys=True) + "\n")
-        self._file.flush()
+        self.flush()
 
     def sample(self, step: int, name: str, video: Path, strip: Path) -> None:
         """Samples lie beside the file as it is."""
+
+    def flush(self) -> None:
+        self._file.flush()
 
     def close(self) -> None:
         self._file.close()
 
 
-def read_metrics(path: Path | str) -> list[dict[str, float]]:
+def read_metrics(path: Path | str, last: int | None = None) -> list[dict[str, float]]:
     """The rows of a metrics.jsonl, at a path or any fsspec address, each with its step; none where there is no file. A
-    line that a kill cut off is left out. Raises OSError where a store does not answer."""
+    line that a kill cut off is left out. Raises OSError where a store does not answer.
+
+    last: bytes at the file's end, of which alone whole rows are given; all of the file when None.
+    """
     rows = []
     try:
         with answering(str(path)):
             fs, place = locate(str(path))
-            lines = fs.cat_file(place).decode("utf-8", "replace").splitlines()
+            end = fs.cat_file(place, start=None if last is None else -last)
+            lines = end.decode("utf-8", "replace").splitlines()
     except FileNotFoundError:
         return []
     for line in lines:
@@ -89,6 +99,9 @@ class TensorBoardTracker:
         self._writer.add_image(name, np.asarray(Image.open(strip).convert("RGB")), step, dataformats="HWC")
         self._writer.add_text(f"{name}/video", str(video.relative_to(self._folder)), step)
 
+    def flush(self) -> None:
+        self._writer.flush()
+
     def close(self) -> None:
         self._writer.close()
 
@@ -116,6 +129,9 @@ class MLflowTracker:
     def sample(self, step: int, name: str, video: Path, strip: Path) -> None:
         self._mlflow.log_artifact(str(video), f"samples/step-{step:08d}")
         self._mlflow.log_artifact(str(strip), f"samples/step-{step:08d}")
+
+    def flush(self) -> None:
+        """Each call above has sent what it was given before it returned."""
 
     def close(self) -> None:
         self._mlflow.end_run()
@@ -149,6 +165,10 @@ class Trackers:
     def sample(self, step: int, name: str, video: Path, strip: Path) -> None:
         for tracker in self._all:
             tracker.sample(step, name, video, strip)
+
+    def flush(self) -> None:
+        for tracker in self._all:
+            tracker.flush()
 
     def close(self) -> None:
         for tracker in self._all:

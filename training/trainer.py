@@ -1,6 +1,7 @@
 """One phase of a training, as each of its workers goes through it."""
 
 import contextlib
+import logging
 import math
 import signal
 import threading
@@ -19,7 +20,9 @@ from training.job import Job, Learner, Loader, Outcome, TrainingError
 from training.outputs import Outputs
 from training.parallel import Team, bare, clip, full, gradient_norm, spread, syncing
 from training.speed import Meter
-from training.tracking import KEPT_ON, Trackers
+from training.tracking import KEPT_ON, METRICS, Trackers
+
+_log = logging.getLogger(__name__)
 
 Reported = Callable[[dict[str, float]], None]
 
@@ -43,7 +46,8 @@ def train_phase(job: Job, team: Team, reported: Reported | None = None) -> Outco
 
 
 def _check_same(job: Job, before: dict[str, Any], now: dict[str, Any]) -> None:
-    differences = phases.changed(before, now)
+    chosen = phases.settings_of(job.recipe, job.phase, now["dataset"], chosen=True)
+    differences = phases.changed(before, now, chosen)
     if differences:
         raise TrainingError(
             f"{job.folder} holds a training by other settings; give another output folder, or take back:\n"
@@ -63,12 +67,12 @@ class _PhaseRun:
         team.barrier()
         there = checkpoint.latest(self._checkpoints)
         progress = checkpoint.progress_of(self._checkpoints, there) if there else {}
-        if there:
-            _check_same(job, progress["settings"], settings)
-        model = learner.model()
         if there is None:
+            model = learner.model(phases.starting_scale(job.phase, job.recipe, job.out))
             self._started_from = self._start(model)
         else:
+            _check_same(job, progress["settings"], settings)
+            model = learner.model(phases.latent_scale(progress))
             self._started_from = progress["started_from"]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(learner.part_of(name) in job.settings.train)
@@ -128,14 +132,18 @@ class _PhaseRun:
     def __enter__(self) -> "_PhaseRun":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._data.close()
-        if self._trackers is not None:
-            self._trackers.close()
+    def __exit__(self, _kind: object, ended_by: BaseException | None, _trace: object) -> None:
         try:
-            self._outputs.copy()
-        finally:
-            self._outputs.close()
+            with contextlib.ExitStack() as closing:  # in turn from the last one, each whatever becomes of the others
+                closing.callback(self._outputs.close)
+                closing.callback(self._outputs.copy)
+                if self._trackers is not None:
+                    closing.callback(self._trackers.close)
+                closing.callback(self._data.close)
+        except Exception as error:
+            if ended_by is None:
+                raise
+            _log.warning("phase %s was not closed in order: %s", self._job.phase, error)  # what ended it tells more
 
     # ---- the loop ----
 
@@ -224,7 +232,10 @@ class _PhaseRun:
             "loader": self._loader.state_dict(),
             "settings": self._settings,
             "started_from": self._started_from,
+            **self._learner.about(self._bare),
         }
+        if self._trackers is not None:
+            self._trackers.flush()
         self._outputs.copy()  # first, so that whoever goes on from the checkpoint has the curve up to it
         checkpoint.save(self._checkpoints, self._step, self._state, progress, self._how.keep, self._team)
 
@@ -232,7 +243,7 @@ class _PhaseRun:
         values = meter.read()
         if self._trackers is not None:
             self._trackers.scalars(self._step, {**values, "learning_rate": self._optimizer.param_groups[0]["lr"]})
-            self._outputs.copy(now=False)
+            self._outputs.copy_now_and_then(METRICS)
 
     def _sample(self) -> None:
         folder = self._outputs.path / "samples" / f"step-{self._step:08d}"
@@ -264,7 +275,7 @@ class _PhaseRun:
                 "step": self._step,
                 "loss": self._loss if math.isfinite(self._loss) else None,
                 "settings": self._settings,
-                **self._learner.about(),
+                **self._learner.about(self._bare),
                 "started_from": self._started_from,
                 "parts": {
                     phases.WEIGHTS: phases.part_hashes(model, part_of),

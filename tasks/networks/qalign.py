@@ -104,7 +104,7 @@ def load(trusted: str, dtype: torch.dtype | None = None) -> QAlign:
     folder, where = weights.find("qalign"), device()
     dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         network: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=True, dtype=dtype
         )

@@ -46,7 +46,8 @@ class QwenOmni:
         from transformers import GenerationConfig
 
         ids, seen = self._inputs(turns)
-        # one of our own, or the checkpoint's would draw words by chance
+        # one of our own, or the checkpoint's would draw words by chance, and fill in what ours leaves open
+        self._network.generation_config = GenerationConfig()
         how = GenerationConfig(
             do_sample=False, max_new_tokens=MAX_TOKENS, eos_token_id=sorted(self._ends), pad_token_id=self._end
         )
@@ -147,7 +148,7 @@ def load(dtype: torch.dtype = torch.bfloat16) -> QwenOmni:
 
     folder, where = weights.find("qwen2.5-omni"), device()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         sight = Qwen2VLImageProcessorPil.from_pretrained(folder, local_files_only=True)
         hearing = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
         loaded: Any = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(

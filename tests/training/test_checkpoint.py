@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from data_manifests.storage import Storage
 from tests.training.tiny import Tiny, job
 from training import checkpoint, phases
 from training.checkpoint import CheckpointError
+from training.job import TrainingError
 from training.parallel import Team
 from training.phases import PhaseError
 from training.tracking import read_metrics
@@ -64,6 +66,25 @@ def test_an_ended_phase_stays_and_more_steps_go_on(tmp_path: Path) -> None:
     assert train_phase(job(tmp_path / "more", steps=8), Team()).resumed_at == 5
     for name, value in weights(tmp_path / "whole", "base").items():
         assert torch.equal(value, weights(tmp_path / "more", "base")[name])
+
+
+def test_a_training_from_before_a_setting_goes_on_while_that_has_its_default(tmp_path: Path) -> None:
+    mine = job(tmp_path, steps=6)
+    train_phase(mine, Team())
+    for file in (Path(phases.weights_folder(tmp_path, "base")) / phases.ABOUT, _newest(tmp_path) / "progress.json"):
+        about = json.loads(file.read_text())
+        del about["settings"]["optimizer"]["decay"], about["settings"]["timesteps"]
+        file.write_text(json.dumps(about))
+        falling = mine.recipe.optimizer.model_copy(update={"decay": "cosine"})
+        other = replace(mine, recipe=mine.recipe.model_copy(update={"optimizer": falling}))
+        with pytest.raises(TrainingError, match=r"optimizer.decay: None is now 'cosine'\nphase.steps: None is now 6$"):
+            train_phase(other, Team())
+        assert train_phase(mine, Team()).resumed_at == 6
+        shutil.rmtree(phases.weights_folder(tmp_path, "base"))
+
+
+def _newest(out: Path) -> Path:
+    return out / "base" / "checkpoints" / checkpoints(out)[-1]
 
 
 # ---- phases ----

@@ -44,7 +44,7 @@ def recipe(steps: int = 2, **run: Any) -> TrainingRecipe:
             "name": "puppets",
             "model": "active_mind",
             "size": "debug",
-            "data": {"frames": 9, "fps": 25, "batch": 4, "latents": LATENTS.model_dump()},
+            "data": {"frames": 9, "fps": 25, "batch": 4, "latents": LATENTS.model_dump(), "whiten": 0.75},
             "optimizer": {"learning_rate": 1e-3},
             "phases": {
                 "base": {

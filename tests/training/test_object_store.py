@@ -18,6 +18,7 @@ from tests.training.tiny import Tiny, job, train_together
 from training import checkpoint, phases
 from training.launch import launch
 from training.parallel import Team
+from training.phases import PhaseError
 from training.tracking import read_metrics
 from training.trainer import train_phase
 
@@ -43,6 +44,8 @@ def test_a_training_in_an_object_store_is_the_one_in_a_folder(tmp_path: Path, s3
         assert Storage(f"{there.address}/checkpoints").folders() == ["step-00000009", "step-00000010"]
         steps = [row["step"] for row in read_metrics(f"{there.address}/metrics.jsonl") if "loss" in row]
         assert steps == [2, 4, 6, 8, 10]
+        assert read_metrics(f"{there.address}/metrics.jsonl", last=2000)[-1]["step"] == 10
+        assert 1 <= len(read_metrics(f"{there.address}/metrics.jsonl", last=1000)) < 5
         assert len(there.files("tensorboard")) == 2
         assert there.files("samples/step-00000010") == ["samples/step-00000010/0.txt"]
 
@@ -55,6 +58,8 @@ def test_what_a_kill_left_in_an_object_store_is_no_checkpoint(s3_folder: str) ->
     folder.remove("step-00000006/progress.json")
     assert folder.files("step-00000006") and checkpoint.latest(folder) == "step-00000003"
     assert phases.about_weights(s3_folder, "base") is None
+    with pytest.raises(PhaseError, match=r"phase warmup starts from .*/base/weights.*: train phase base first"):
+        train_phase(job(s3_folder, "warmup"), Team())
     assert train_phase(job(s3_folder, steps=6), Team()).resumed_at == 3
     assert weights(s3_folder) == whole
     assert checkpoint.whole_ones(folder) == ["step-00000003", "step-00000006"]

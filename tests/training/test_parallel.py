@@ -4,6 +4,7 @@ import os
 import secrets
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -35,6 +36,11 @@ def worker(rank: int, meeting: str) -> None:
     assert team.gather(f"of {rank}") == ["of 0", "of 1"]
     assert team.sum(torch.tensor([1.0, rank])).tolist() == [2.0, 1.0]
     team.barrier()
+    made: list[int] = []
+    assert team.made_once(lambda: made.append(rank) or f"by {rank}") == "by 0"
+    assert made == [0] * (rank == 0)  # the others have not even tried
+    with pytest.raises(LookupError, match="of 0"):
+        team.made_once(lambda: {}[f"of {rank}"])
 
     torch.manual_seed(0)
     model = nn.Sequential(Block(), Block())

@@ -27,6 +27,19 @@ def test_what_came_after_the_step_gone_on_from_is_taken_out(tmp_path: Path) -> N
     ]
 
 
+def test_what_was_shown_is_in_the_files_once_flushed(tmp_path: Path) -> None:
+    def size() -> int:
+        return sum(file.stat().st_size for file in (tmp_path / "tensorboard").iterdir())
+
+    trackers = Trackers(tmp_path, "main", 0, ["tensorboard"])
+    trackers.flush()
+    before = size()
+    trackers.scalars(1, {"loss": 1.0})
+    trackers.flush()
+    assert size() > before and read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
+    trackers.close()
+
+
 def test_a_phase_goes_on_in_its_own_run_of_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.chdir(tmp_path)  # where its artifacts go

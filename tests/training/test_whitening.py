@@ -1,5 +1,6 @@
 """Channels that are far larger than the noise are brought down to it, and videos come out as the codec has them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,14 +8,19 @@ import pytest
 import torch
 
 from tasks.latent_codec import CosineCodec
+from tests.training.loading import Members, repack
 from tests.world.puppet_shards import LATENTS, make_puppets
 from tests.world.puppets import Puppet
+from training import phases
+from training.buckets import LoaderError
 from training.config import TrainingRecipe, load_training
 from training.job import Job
-from training.learner import ActiveMindLearner
+from training.learner import ActiveMindLearner, load_trained
 from training.models.active_mind import Conditions, Output
 from training.parallel import Team
+from training.phases import PhaseError, starting_scale
 from training.sampling import first_noise, reference_latent, sample_clip, sigma_steps
+from training.trainer import train_phase
 from training.whitening import channel_std, latent_scale
 
 COUNT = 12
@@ -56,13 +62,14 @@ def test_the_network_takes_what_it_is_given_by_the_scale_in_its_settings(
     manifest: Path, tmp_path: Path, power: float | None
 ) -> None:
     learner = ActiveMindLearner(Job(recipe(power), "main", str(manifest), tmp_path, ActiveMindLearner), Team())
-    network = learner.model().network
+    model = learner.model()
+    network = model.network
     latents = next(iter(learner.loader())).latents
     scale = torch.tensor(network.settings.latent_scale or [1.0] * LATENTS.channels)[:, None, None, None]
     assert (scale == 1).all() == (power is None)
     torch.testing.assert_close(network.scaled(latents), latents / scale)
     torch.testing.assert_close(network.unscaled(network.scaled(latents)), latents)
-    assert learner.about()["shape"] == network.settings.model_dump(mode="json")
+    assert learner.about(model)["shape"] == network.settings.model_dump(mode="json")
 
 
 def test_a_sampled_clip_is_in_the_codecs_numbers(
@@ -87,3 +94,135 @@ def test_a_sampled_clip_is_in_the_codecs_numbers(
         network, conditions, first_noise(tuple(clip.shape), 0), sigma_steps(4), clip[:, :, :1], reference
     )
     torch.testing.assert_close(sampled, clip, rtol=1e-4, atol=1e-4)
+
+
+# ---- a training keeps the scale that it began with ----
+
+
+def small(dataset: Path, out: Path, phase: str = "base", steps: int = 1, whiten: float | None = 0.75) -> Job:
+    """Three phases of a network of a few numbers: of new weights, of the first's, and of all that there are."""
+    content = recipe(whiten).model_dump(mode="json")
+    parts = ["video", "text", "audio"]
+    origins = {"base": ["new"] * 3, "main": ["base", "new", "base.text"], "mixed": ["main", "base", "new"]}
+    content |= {
+        "size": "debug",
+        "data": {**content["data"], "frames": 9, "batch": 4, "max_bad": 1.0},
+        "optimizer": {"learning_rate": 1e-3},
+        "phases": {
+            name: {"weights": dict(zip(parts, of, strict=True)), "train": parts, "steps": steps}
+            for name, of in origins.items()
+        },
+        "run": {"trackers": [], "sample_every": 0},
+    }
+    return Job(TrainingRecipe.model_validate(content), phase, str(dataset), out, ActiveMindLearner)
+
+
+def scale_of(out: Path, phase: str) -> tuple[float, ...]:
+    return tuple(load_trained(out, phase).network.latent_scale.flatten().tolist())
+
+
+def without_first_shard(manifest: Path, folder: Path) -> Path:
+    """A copy of the dataset that has lost a shard, of which its manifest still tells."""
+    shutil.copytree(manifest.parent, folder)
+    min(folder.rglob("*.tar")).unlink()
+    return folder / "dataset.json"
+
+
+def test_a_training_goes_on_by_its_scale_where_other_samples_can_be_read(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train_phase(small(manifest, out), Team())
+    began = scale_of(out, "base")
+    lost = without_first_shard(manifest, tmp_path / "lost")
+    shutil.rmtree(out / "cache")
+    job = small(lost, out, steps=2)
+    assert latent_scale(str(lost), job.recipe, str(tmp_path / "cache")) != pytest.approx(began, rel=1e-3)
+    outcome = train_phase(job, Team())
+    assert (outcome.resumed_at, outcome.step) == (1, 2) and scale_of(out, "base") == began
+
+
+def test_phases_share_the_scale_of_the_weights_they_start_from(manifest: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    train_phase(small(manifest, out), Team())
+    lost = without_first_shard(manifest, tmp_path / "lost")
+    train_phase(small(lost, out, "main", whiten=0.25), Team())
+    train_phase(small(manifest, out, "mixed", whiten=None), Team())
+    assert scale_of(out, "base") == scale_of(out, "main") == scale_of(out, "mixed")
+    assert len(scale_of(out, "base")) == LATENTS.channels
+
+
+def described(out: Path, phase: str, *scale: object) -> None:
+    phases.write_weights(out, phase, {}, {}, {"shape": {"latent_scale": scale}})
+
+
+def test_weights_of_other_scales_do_not_go_together(manifest: Path, tmp_path: Path) -> None:
+    mixed = small(manifest, tmp_path, "mixed").recipe
+    assert starting_scale("base", mixed, tmp_path) is None
+    described(tmp_path, "base", 0.5, 2.0)
+    with pytest.raises(PhaseError, match="train phase main first"):
+        starting_scale("mixed", mixed, tmp_path)
+    described(tmp_path, "main", 0.5, 2.5)
+    with pytest.raises(
+        PhaseError, match="phase mixed cannot start: main and base were trained on latents of different"
+    ):
+        starting_scale("mixed", mixed, tmp_path)
+    described(tmp_path, "main", 0.5, 2.0)
+    assert starting_scale("mixed", mixed, tmp_path) == (0.5, 2.0)
+    with pytest.raises(PhaseError, match=f"weights of 2 latent channels; the recipe's latents have {LATENTS.channels}"):
+        train_phase(small(manifest, tmp_path, "mixed"), Team())
+    for wrong in (0.0, float("inf"), "1"):
+        described(tmp_path, "main", 0.5, wrong)
+        with pytest.raises(PhaseError, match=r"no weights\.json at .*main/weights says which latent_scale"):
+            starting_scale("mixed", mixed, tmp_path)
+
+
+@pytest.mark.parametrize("whiten", [None, 0.75])
+def test_a_file_of_weights_has_its_scale_beside_it(manifest: Path, tmp_path: Path, whiten: float | None) -> None:
+    described(tmp_path / "elsewhere", "base", 0.5, 2.0)
+    file = tmp_path / "elsewhere" / "base" / "weights" / phases.AVERAGED
+    of_all = small(manifest, tmp_path, whiten=whiten).recipe
+    base = of_all.phases["base"].model_copy(update={"weights": dict.fromkeys(["video", "text", "audio"], str(file))})
+    from_file = of_all.model_copy(update={"phases": {"base": base}})
+    assert starting_scale("base", from_file, tmp_path) == (0.5, 2.0)
+    (file.parent / phases.ABOUT).unlink()
+    if whiten is None:
+        assert starting_scale("base", from_file, tmp_path) == ()
+    else:
+        with pytest.raises(PhaseError, match=r"averaged\.safetensors: no weights\.json at .* says which latent_scale"):
+            starting_scale("base", from_file, tmp_path)
+
+
+# ---- what it is measured by ----
+
+
+def without_sound(members: Members) -> Members:
+    return [
+        (info, b"no flac" if info.name.endswith(".flac") else data)
+        for info, data in members
+        if not info.name.endswith("log_mel.npy")
+    ]
+
+
+def test_latents_are_measured_whatever_the_sound_is_like(manifest: Path, tmp_path: Path) -> None:
+    shutil.copytree(manifest.parent, tmp_path / "mute")
+    repack(tmp_path / "mute", without_sound)
+    found = [
+        channel_std(str(at), recipe(1.0), str(tmp_path / "cache")) for at in (manifest, tmp_path / "mute/dataset.json")
+    ]
+    np.testing.assert_array_equal(*found)
+
+
+def test_broken_samples_are_passed_by_and_a_store_that_fails_is_told(manifest: Path, tmp_path: Path) -> None:
+    lost = without_first_shard(manifest, tmp_path / "lost")
+    cache = tmp_path / "cache"
+    whole = channel_std(str(manifest), recipe(1.0), str(cache))  # the cache knows now what is in the shards
+    assert (channel_std(str(lost), recipe(1.0), str(cache)) != whole).any()
+    shards = sorted(path.relative_to(manifest.parent) for path in manifest.parent.rglob("*.tar"))
+    (tmp_path / "lost" / shards[0]).mkdir()  # as good as a disk that cannot be read
+    for known in (cache, tmp_path / "new"):
+        with pytest.raises(LoaderError, match=rf"dataset\.json: {shards[0]}.* cannot be read: .*directory"):
+            channel_std(str(lost), recipe(1.0), str(known))
+    (tmp_path / "lost" / shards[0]).rmdir()
+    for shard in shards[1:]:
+        (tmp_path / "lost" / shard).unlink()
+    with pytest.raises(LoaderError, match=f"{COUNT} cannot be read, the first of them {shards[0]}: .*not there"):
+        channel_std(str(lost), recipe(1.0), str(tmp_path / "new"))

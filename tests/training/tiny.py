@@ -106,7 +106,7 @@ class Tiny:
     unreadable: tuple[str, ...] = ()
     pause_s: float = 0.0
 
-    def model(self) -> nn.Module:
+    def model(self, latent_scale: tuple[float, ...] | None = None) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.job.recipe.seed)
             return Model()
@@ -151,7 +151,7 @@ class Tiny:
     def work(self, batch: Batch) -> tuple[int, float]:
         return len(batch.keys) * DIM, 1.0
 
-    def about(self) -> dict[str, Any]:
+    def about(self, model: nn.Module) -> dict[str, Any]:
         return {"shape": {"dim": DIM}}
 
     def sample(self, model: nn.Module, step: int, folder: Path, trackers: Trackers | None) -> dict[str, float]:

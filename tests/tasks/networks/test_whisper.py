@@ -104,6 +104,6 @@ def test_the_speech_stage_gives_the_states_of_each_frame(folder: Path, clip_of: 
     assert other.backend_version() != before
 
 
-def test_a_layer_that_the_encoder_lacks_is_named(folder: Path, clip_of: Callable[..., Clip]) -> None:
+def test_a_layer_that_the_encoder_lacks_is_named_before_the_run(folder: Path) -> None:
     with pytest.raises(MissingBackend, match=r"speech.layers is 3.*has 2 layers"):
-        Speech(SpeechSettings(backend="whisper", layers=3)).measure(clip_of("talk_office.mp4"))
+        Speech(SpeechSettings(backend="whisper", layers=3)).check()
