@@ -140,7 +140,6 @@ class CosineCodec:
         self._across = np.stack([np.outer(waves[u], _COLOURS[c]).ravel() for u, c in columns], 1).astype(np.float32)
         self._down = waves[: self._plane_v.max() + 1].astype(np.float32)
         self._in_time = _waves(STRIDE_T).astype(np.float32)
-        self._frame = np.empty((0, 0, 3), np.float32)
 
     @staticmethod
     def version() -> str:
@@ -167,17 +166,21 @@ class CosineCodec:
 
     def encode(self, frames: Iterable[np.ndarray]) -> Iterator[Encoded]:
         """As LatentCodec says."""
+        # To have its memory made anew for each frame takes as long as all that follows. Not the codec's, which may be
+        # encoding in several threads.
+        floats = np.empty((0, 0, 3), np.float32)
         for group in _groups(frames):
-            yield self._encoded([self._planes(frame) for frame in group], sum(map(_energy, group)))
+            if floats.shape != group[0].shape:
+                floats = np.empty(group[0].shape, np.float32)
+            yield self._encoded([self._planes(frame, floats) for frame in group], sum(map(_energy, group)))
 
-    def _planes(self, frame: np.ndarray) -> np.ndarray:
-        """The coefficients in the picture that are needed: [planes, height / 8, width / 8] float32."""
+    def _planes(self, frame: np.ndarray, floats: np.ndarray) -> np.ndarray:
+        """The coefficients in the picture that are needed: [planes, height / 8, width / 8] float32. floats: of the
+        frame's shape, to be written to."""
         height, width = frame.shape[0] // STRIDE_S, frame.shape[1] // STRIDE_S
-        if self._frame.shape != frame.shape:
-            self._frame = np.empty(frame.shape, np.float32)
-        np.copyto(self._frame, frame)  # to have its memory made anew for each frame takes as long as all that follows
+        np.copyto(floats, frame)
         # row by row: products too small for a library to spread over threads, which costs more than it gives
-        across = self._frame.reshape(-1, width, STRIDE_S * 3) @ self._across
+        across = floats.reshape(-1, width, STRIDE_S * 3) @ self._across
         both = np.matmul(self._down, across.reshape(height, STRIDE_S, -1)).reshape(height, len(self._down), width, -1)
         planes = both[:, self._plane_v, :, self._plane_column]
         planes[0] -= np.float32(_MEAN_OF_GREY)  # plane 0 is the mean of the lightness

@@ -45,11 +45,18 @@ class Handler(BaseHTTPRequestHandler):
         with lock:
             busy[0] += 1
             most[0] = max(most[0], busy[0])
+        self.under_way = True
         try:
             self.answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         finally:
+            self.done()
+
+    def done(self) -> None:
+        """Not under way any more; said before the last word, since whoever hears that may ask again at once."""
+        if getattr(self, "under_way", False):
             with lock:
                 busy[0] -= 1
+            self.under_way = False
 
     def answer(self, body: dict[str, Any]) -> None:
         model, messages = body["model"], body["messages"]
@@ -117,6 +124,7 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
+        self.done()
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:

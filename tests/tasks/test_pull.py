@@ -138,8 +138,8 @@ def test_a_connection_that_always_breaks_is_given_up(
 
 def test_a_server_that_knows_no_ranges_gives_the_whole_file(folder: Path, raft: Path, serve: Serve) -> None:
     address, _ = serve(raft.parent, "--whole")
-    pull("raft", f"{address}/raft-things.pth?id=7#any.pth")
-    assert sha256(folder / "raft" / "any.pth") == sha256(raft)
+    pull("raft", f"{address}/raft-things.pth?id=7#raft-kitti.pth")
+    assert sha256(folder / "raft" / "raft-kitti.pth") == sha256(raft)
 
 
 def test_what_changes_at_its_source_is_not_patched_together(folder: Path, raft: Path, tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_two_sources_go_to_their_subfolders(folder: Path, published: Path, monke
 
 
 def test_what_does_not_fit_is_not_kept(folder: Path, raft: Path, tmp_path: Path) -> None:
-    wrong = tmp_path / "raft-small.pth"
+    wrong = tmp_path / "raft-sintel.pth"
     torch.save({"fnet.conv1.weight": torch.zeros(32, 3, 7, 7)}, wrong)
     with pytest.raises(WrongWeights, match=r"is not raft, and nothing of it is kept: 178 missing .*another shape"):
         pull("raft", str(wrong))
