@@ -78,6 +78,7 @@ class Handler(BaseHTTPRequestHandler):
             times[model] = times.get(model, 0) + 1
         question, again = texts[0].split()[1], len(messages) > 1
         if model == "slow":
+            self.done()  # it goes on after whoever asked has given up
             self.send_response(200)
             self.send_header("Content-Length", "1000")
             self.end_headers()
