@@ -17,7 +17,7 @@ from tasks.clip import Clip
 from tasks.face_looks import SIDE, description, sharpness, unit
 from tasks.face_mesh import FIVE, MODEL, FaceMesh, aligned, box_of, lips_of, pose_of
 from tasks.face_tracks import Look, Track, Tracker, people_of
-from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, Value, known_backend
+from tasks.stage import Measurement, Stage, StageSettings, Unmeasurable, Value, known_backend, with_own_defaults
 
 _SHORT_SIDE = 480  # pixels; the mesh network itself sees 192
 
@@ -137,9 +137,7 @@ class IdentitySettings(StageSettings):
     @model_validator(mode="before")
     @classmethod
     def _as_the_backend_has_it(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("backend") not in list(_OWN):
-            return given
-        return {**_OWN[given["backend"]], **given}
+        return with_own_defaults(given, _OWN)
 
     @field_validator("backend")
     @classmethod

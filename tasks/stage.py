@@ -49,6 +49,14 @@ def known_backend(backend: str, backends: Iterable[str]) -> str:
     return backend
 
 
+def with_own_defaults(given: Any, own: Mapping[str, Mapping[str, Any]]) -> Any:
+    """What a recipe says of a stage, for a settings' validator before all others, with the defaults of a backend that
+    has `own` ones where it says nothing."""
+    if not isinstance(given, dict) or given.get("backend") not in list(own):
+        return given
+    return {**own[given["backend"]], **given}
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What a stage found in one clip.

@@ -16,7 +16,7 @@ from tasks import weights
 from tasks.clip import SAMPLE_RATE, Clip
 from tasks.lip_sync import lip_curves, match, sound_curves
 from tasks.speech import Speech, SpeechSettings
-from tasks.stage import Measurement, Stage, StageSettings, known_backend
+from tasks.stage import Measurement, Stage, StageSettings, known_backend, with_own_defaults
 
 if TYPE_CHECKING:
     import torch
@@ -232,9 +232,7 @@ class SyncSettings(StageSettings):
     @model_validator(mode="before")
     @classmethod
     def _as_the_backend_has_it(cls, given: Any) -> Any:
-        if not isinstance(given, dict) or given.get("backend") not in list(_OWN):
-            return given
-        return {**_OWN[given["backend"]], **given}
+        return with_own_defaults(given, _OWN)
 
     @field_validator("backend")
     @classmethod
