@@ -6,13 +6,14 @@ Ratios against a plain full decode of the same sources in the same run, in CPU s
 differ and are shared.
 """
 
+import dataclasses
 import os
 import shutil
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,16 +23,18 @@ import psutil
 
 from data_manifests.storage import Storage
 from tasks.clip import Clip, ClipRecord
+from tasks.clip_frames import Decoded
 from tasks.clips import ClipSettings, plan, write_clips
 from tasks.decode import MediaError
 from tasks.findings import Finding, file_name
 from tasks.ingest import ingest
-from tasks.recipe import Recipe, load_recipe
+from tasks.recipe import Recipe, RunSettings, load_recipe
 from tasks.scenes import find_shots
 from tasks.stage import Measurement, Stage
 from tasks.stages import STAGES
 from tests.world import make
 
+KEEP_BYTES = RunSettings().keep_frames_mb * 1_000_000
 LARGE = "talk_1080p.mp4"  # talk_hd.mp4, enlarged
 SOURCES = ["talk_hd.mp4", "talk_45s.mp4", "cuts_plain.mp4", "fps_60.mp4"]
 
@@ -103,38 +106,21 @@ class Costs:
     found: dict[str, list[Measurement]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class CountedClip(Clip):
-    decoded: list[int] = field(default_factory=list)
-
-    def frames(
-        self, rate: float | None = None, size: tuple[int, int] | None = None, rough: bool = False
-    ) -> Iterator[np.ndarray]:
-        self.decoded.append(self.record.frames)  # whatever the rate, all of them go through the decoder
-        return super().frames(rate, size, rough)
-
-    def keyframes(self, size: tuple[int, int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
-        for frame in super().keyframes(size):
-            self.decoded.append(1)
-            yield frame
-
-
 def measure_all(records: list[ClipRecord], storage: Storage, stages: dict[str, Stage[Any]], costs: Costs) -> None:
-    """Take clips through all stages in order, whatever they find."""
+    """Take clips through all stages in order, whatever they find; the first who needs a frame pays for its decoding."""
     for record in records:
         made = record
         found: dict[str, Measurement] = {}
+        decoded = Decoded(Path(storage.path(made.video)), KEEP_BYTES)
         for name, stage in stages.items():
             audio = Path(storage.path(made.audio)) if made.audio else None
-            clip = CountedClip(made, Path(storage.path(made.video)), audio, found)
+            clip = Clip(made, Path(storage.path(made.video)), audio, found, decoded)
             if name not in costs.found:
-                stage.measure(clip)  # loads what it needs
-                clip.decoded.clear()
+                stage.measure(dataclasses.replace(clip, decoded=None))  # loads what it needs
+            before = decoded.read
             spent, measurement = cpu(lambda s=stage, c=clip: s.measure(c))
             costs.seconds[name] = costs.seconds.get(name, 0.0) + spent
-            # the one that writes another picture decodes without asking the clip
-            read = sum(clip.decoded) + made.frames * (stage.remakes_clip and "mp4" in measurement.files)
-            costs.decoded[name] = costs.decoded.get(name, 0) + read
+            costs.decoded[name] = costs.decoded.get(name, 0) + decoded.read - before
             costs.found.setdefault(name, []).append(measurement)
             found[name] = measurement
             if stage.remakes_clip:
@@ -142,6 +128,8 @@ def measure_all(records: list[ClipRecord], storage: Storage, stages: dict[str, S
                 for file, data in measurement.files.items():
                     storage.write_bytes(file_name(name, "bench", made.clip_id, file), data)
                 made = finding.remake(made)
+                if "mp4" in measurement.files:
+                    decoded = Decoded(Path(storage.path(made.video)), KEEP_BYTES)
 
 
 def speed(folder: Path) -> None:
@@ -208,23 +196,22 @@ def curated(
     """Curate without Prefect; wall seconds by step."""
     from data_manifests.dataset import DatasetManifest
     from data_manifests.sources import SourceRow, read_sources
-    from tasks.curation import Curation
+    from tasks.curation import Curation, StepResult, summed
     from tasks.engine import Engine
     from tasks.outcome import Outcome
 
     recipe = load_recipe(recipe_name)
     if bounds:
         recipe = recipe.model_copy(update={"clips": recipe.clips.model_copy(update=bounds)})
-    seconds: dict[str, float] = {}
     with Engine(workers) as engine:
         rows = [row for row in read_sources(str(footage)) if isinstance(row, SourceRow)]
         curation = Curation(recipe, Storage(str(out)), rows, engine)
         list(engine.map(time.sleep, [0.0] * workers * 2, 60))  # processes are started before the clock
         started = time.perf_counter()
-        for step, group in curation.walk():
-            units = step.units(group)
-            if units:
-                seconds[step.name] = seconds.get(step.name, 0.0) + curation.run(step, units).seconds
+        results: dict[str, StepResult] = {}
+        for work, group in curation.walk():
+            results = summed(results, curation.run(work, work.units(group)))
+        seconds = {name: result.seconds for name, result in results.items()}
         outcome = Outcome(curation)
         plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]
         entries = outcome.write_shards(plans)

@@ -17,7 +17,7 @@ from flows.leftovers import end_server_with_us
 from flows.progress import StepProgress
 from flows.report import add_times, write_report
 from flows.summary import Summary, funnel_rows, summarise, to_markdown
-from tasks.curation import Curation, Step, StepResult, Unit
+from tasks.curation import Curation, StepResult, Unit, Work, summed
 from tasks.engine import Engine, StoreError, describe
 from tasks.exclusive import OWN_FOLDERS, OutputError, exclusive
 from tasks.ledger import LedgerError
@@ -93,9 +93,9 @@ _TASK: dict[str, Any] = {
 
 
 @task(task_run_name="{name} {group}", **_TASK)
-def run_step(name: str, group: str, curation: Curation, step: Step, units: list[Unit]) -> StepResult:
-    """One step over a group of partitions. `name` and `group` are for the UI."""
-    return curation.run(step, units, StepProgress(name, len(units)))
+def run_step(name: str, group: str, curation: Curation, work: Work, units: list[Unit]) -> dict[str, StepResult]:
+    """One piece of work over a group of partitions. `name` and `group` are for the UI."""
+    return curation.run(work, units, StepProgress(name, len(units)))
 
 
 @task(task_run_name="shards {group}", **_TASK)
@@ -123,12 +123,11 @@ def curate(parameters: CurateParameters) -> Summary:
         for line in changes:
             logger.info(line)
         results: dict[str, StepResult] = {}
-        for step, group in curation.walk():
-            units = step.units(group)
+        for work, group in curation.walk():
+            units = work.units(group)
             if units:
                 label = f"{group[0]}-{group[-1]}"
-                result = run_step(step.name, label, curation, step, _unseen(units))
-                results[step.name] = results[step.name] + result if step.name in results else result
+                results = summed(results, run_step(work.name, label, curation, work, _unseen(units)))
         outcome = Outcome(curation, bad_rows)
         written = 0
         entries: list[ShardEntry] = []

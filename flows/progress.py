@@ -5,11 +5,20 @@ import contextvars
 import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 log = logging.getLogger(__name__)
 
@@ -22,7 +31,7 @@ _terminal: contextvars.ContextVar["Progress | None"] = contextvars.ContextVar("t
 def in_terminal(console: Console) -> Iterator[None]:
     """Show the steps that run inside the context as bars on `console`."""
     bars = Progress(
-        TextColumn("{task.description:<10}"),
+        TextColumn("{task.description:<12}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
@@ -39,25 +48,36 @@ def in_terminal(console: Console) -> Iterator[None]:
 
 
 class StepProgress:
-    """The progress of one step: call it with (units done, units in all, errors so far)."""
+    """The progress of one piece of work: call it with the units done, the units in all and the errors so far.
+
+    by_step: where it goes through several steps, how many units each of them has done. Each has a bar of its own in the
+    terminal, below the first, and its number in the UI.
+    """
 
     def __init__(self, name: str, total: int | None = None) -> None:
         self._name = name
         self._bars = _terminal.get()
         self._bar = self._bars.add_task(name, total=total, note="") if self._bars else None
+        self._bar_of: dict[str, TaskID] = {}
         self._artifact: Any = None
         self._shown_at = time.monotonic()
 
-    def __call__(self, done: int, total: int, errors: int) -> None:
+    def __call__(self, done: int, total: int, errors: int, by_step: Mapping[str, int] = MappingProxyType({})) -> None:
+        ended = done == total
         if self._bars is not None and self._bar is not None:
             self._bars.update(self._bar, completed=done, total=total, note=_errors(errors))
-        ended = done == total
+            for step, count in by_step.items():
+                if step not in self._bar_of:
+                    self._bar_of[step] = self._bars.add_task(f"  {step}", total=total, note="")
+                self._bars.update(self._bar_of[step], completed=count, total=count if ended else total)
         if not _in_flow_run() or (self._artifact is None and ended):
             return  # nowhere to look, or over before anybody could have looked
         if ended or time.monotonic() - self._shown_at >= _ARTIFACT_EVERY_S:
             self._shown_at = time.monotonic()
             try:
-                self._show_in_ui(100.0 * done / max(total, 1), f"{self._name}: {done} of {total} {_errors(errors)}")
+                steps = "; ".join(f"{step} {count}" for step, count in by_step.items())
+                said = f"{self._name}: {done} of {total} {_errors(errors)}"
+                self._show_in_ui(100.0 * done / max(total, 1), f"{said}: {steps}" if steps else said)
             except Exception as error:  # work of hours does not end because a server was away for a moment
                 log.warning("progress is not shown in the UI: %s", error)
 

@@ -2,12 +2,16 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
+    import av
+
+    from tasks.clip_frames import Decoded
     from tasks.stage import Measurement
 
 SAMPLE_RATE = 16_000  # Hz, of every clip's sound
@@ -47,12 +51,27 @@ class Clip:
 
     found: what the stages that the measuring one `needs` or `uses` found in this clip, by stage; the arrays and files
         of a measurement are read when asked for.
+    decoded: its frames, where stages that look one after the other share them; decoded anew for each when None.
     """
 
     record: ClipRecord
     video_path: Path
     audio_path: Path | None
     found: "Mapping[str, Measurement]" = field(default_factory=dict)
+    decoded: "Decoded | None" = None
+
+    @cached_property
+    def _decoded(self) -> "Decoded":
+        from tasks.clip_frames import Decoded
+
+        return self.decoded or Decoded(self.video_path)
+
+    def pictures(self) -> Iterator["av.VideoFrame"]:
+        """The frames in order as they come out of the decoder, yuv420p, shared with others and not to be changed.
+
+        Raises MediaError when one cannot be decoded.
+        """
+        return self._decoded.frames()
 
     def frames(
         self, rate: float | None = None, size: tuple[int, int] | None = None, rough: bool = False
@@ -63,20 +82,22 @@ class Clip:
         neighbouring pixels share their colour, as they do in the clip, instead of having it interpolated between them;
         that is a fifth of the work, and no less true in brightness.
 
-        Yields: [height, width, 3] uint8 RGB.
+        Yields: [height, width, 3] uint8 RGB. Raises MediaError when a frame cannot be decoded.
         """
-        from tasks.decode import clip_frames
+        from tasks.clip_frames import images
 
-        return clip_frames(self.video_path, self.record.fps, rate, size, rough)
+        return images(self.pictures(), self.record.fps, rate, size, rough)
 
     def keyframes(self, size: tuple[int, int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
         """Decode only the key frames, one a second: about 20 times cheaper than all frames.
 
-        Yields: (frame index, [height, width, 3] uint8 RGB).
+        Yields: (frame index, [height, width, 3] uint8 RGB). Raises MediaError when one cannot be decoded.
         """
-        from tasks.decode import clip_keyframes
+        from tasks.clip_frames import ToRgb
 
-        return clip_keyframes(self.video_path, self.record.fps, size)
+        to_rgb = ToRgb(size)
+        for frame in self._decoded.keyframes():
+            yield round(frame.time * self.record.fps), to_rgb(frame)
 
     def samples(self) -> np.ndarray | None:
         """The sound: [samples] float32 in -1..1 at 16 kHz, as long as the video to a sample; None without sound."""

@@ -122,10 +122,10 @@ def plan(
         if not lengths:
             left_out.append((shot.clear_from_s, shot.clear_to_s, f"shorter than min_s {settings.min_s:g}"))
         else:
-            left_out += [(shot.clear_from_s, start_s, "beside a cut"), (ends_s, shot.clear_to_s, "beside a cut")]
+            uneven = "between min_s and max_s the shot has no even split"
+            after = uneven if sum(lengths) < frames else "beside a cut"
+            left_out += [(shot.clear_from_s, start_s, "beside a cut"), (ends_s, shot.clear_to_s, after)]
         skipped += [Skipped(a, b, why) for a, b, why in left_out if b - a >= 1 / settings.fps]
-        if sum(lengths) < frames and lengths:
-            skipped[-1] = dataclasses.replace(skipped[-1], reason="between min_s and max_s the shot has no even split")
     return clips, sorted(skipped, key=lambda part: part.start_s)
 
 

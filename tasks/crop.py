@@ -9,6 +9,7 @@ import io
 import math
 import tempfile
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -203,7 +204,6 @@ def _written(clip: Clip, windows: np.ndarray, settings: CropSettings) -> bytes:
     """The windows' pictures as one MP4."""
     import cv2
 
-    from tasks.decode import Picture, read_video
     from tasks.encode import ClipEncoder
 
     cv2.setNumThreads(1)  # the workers are the parallelism
@@ -212,10 +212,8 @@ def _written(clip: Clip, windows: np.ndarray, settings: CropSettings) -> bytes:
         path = Path(folder) / "crop.mp4"
         encoder = ClipEncoder(path, record.fps, (size, size), settings.qp, settings.preset, record.height)
         try:
-            for event in read_video(clip.video_path):
-                if not isinstance(event, Picture) or encoder.frames == len(windows):
-                    raise Unmeasurable(f"frame {encoder.frames} of {len(windows)} cannot be decoded")
-                encoder.add(_cut(event.frame, windows[encoder.frames], size))
+            for frame in islice(clip.pictures(), len(windows)):
+                encoder.add(_cut(frame, windows[encoder.frames], size))
             if encoder.frames != len(windows):
                 raise Unmeasurable(f"the picture has {encoder.frames} frames and should have {len(windows)}")
         except BaseException:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyarrow as pa
 
@@ -22,11 +22,12 @@ from tasks import clips as clips_stage
 from tasks import ingest as ingest_stage
 from tasks import scenes as scenes_stage
 from tasks.clip import ClipRecord
-from tasks.engine import Engine, store_access
+from tasks.engine import Engine, Outcome, store_access
 from tasks.findings import Finding, file_name
 from tasks.ingest import SourceInfo, signature
-from tasks.jobs import FindShots, MeasureClip, Source, WriteClips, ingest_source
+from tasks.jobs import FindShots, Source, WriteClips, ingest_source
 from tasks.ledger import Ledger, partition_of, schema_for
+from tasks.measure import ClipToMeasure, MeasureClip, Measured, StagePlan
 from tasks.policy import alive, join
 from tasks.recipe import Recipe
 from tasks.stage import MissingBackend, Stage, fingerprint
@@ -39,7 +40,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Progress = Callable[[int, int, int], None]  # units done, units in all, errors so far
+
+class Progress(Protocol):
+    def __call__(self, done: int, total: int, errors: int, by_step: Mapping[str, int] = ...) -> None:
+        """Units done, units in all, errors so far, and the rows made by each of several steps."""
+
+
+MEASURE = "measure"  # the work of all stages together
 
 _FLUSH_S = 20.0  # a kill costs at most this much work a step
 _GROUP_SOURCES = 200  # partitions with fewer sources share a task
@@ -47,24 +54,35 @@ _MOST_TASKS = 200  # a run: what Prefect's UI and server bear
 
 
 @dataclass(frozen=True)
-class Step:
-    """One table of the ledger and how its missing rows are made.
+class Work:
+    """What the workers do for each of many units.
 
-    units: the units of these partitions that have no row yet, each with its key and the hash of its inputs.
-    gone: whether a row speaks of files that are no longer in the storage.
+    units: those of these partitions that have no row yet, each with its key and the hash of its inputs.
     """
 
     name: str
-    fingerprint: str
-    schema: pa.Schema
     job: Callable[[Any], dict[str, Any]]
     units: Callable[[Sequence[int]], list["Unit"]]
+
+
+@dataclass(frozen=True)
+class Step(Work):
+    """One table of the ledger and how its missing rows are made.
+
+    gone: whether a row speaks of files that are no longer in the storage.
+    """
+
+    fingerprint: str
+    schema: pa.Schema
     about: dict[str, Any]
     gone: Callable[[dict[str, Any]], bool] = lambda row: False
 
 
 @dataclass(frozen=True)
 class Unit:
+    """One unit of work, and the row of which step it lacks first."""
+
+    step: str
     key: str
     inputs: str
     value: Any
@@ -95,6 +113,8 @@ class Curation:
         self._sources: dict[int, list[Source]] | None = None
         self.same_as: dict[str, str] = {}  # uri of a copy -> uri of the file that counts
         self.step: dict[str, Step] = {}
+        self._plans: dict[str, StagePlan] = {}
+        self._lost: set[int] = set()  # partitions with a clip that ended its worker
         self.upstream: dict[str, list[str]] = {}  # stage -> those before it that its measurement starts from
         self.reads: dict[str, tuple[str, ...]] = {}  # stage -> fields of the manifest that its measurement depends on
         for step in (self._ingest_step, self._scenes_step, self._clips_step):
@@ -126,24 +146,24 @@ class Curation:
             # a look at each file's size and date, not at its bytes: enough to know it again
             with store_access("look at the footage"), ThreadPoolExecutor(16) as threads:
                 signatures = list(threads.map(signature, uris))
-            found = [Unit(u, s, u) for u, s in zip(uris, signatures, strict=True)]
+            found = [Unit("sources", u, s, u) for u, s in zip(uris, signatures, strict=True)]
             return self._missing("sources", partitions, found)
 
         made = fingerprint("sources", SourceInfo.VERSION, "", Strict())
         schema = schema_for(ingest_stage.COLUMNS)
-        return Step("sources", made, schema, ingest_source, units, {"version": SourceInfo.VERSION})
+        return Step("sources", ingest_source, units, made, schema, {"version": SourceInfo.VERSION})
 
     def _scenes_step(self) -> Step:
         settings = self.recipe.scenes
 
         def units(partitions: Sequence[int]) -> list[Unit]:
-            sources = (Unit(s.info.source_id, "", s) for p in partitions for s in self.sources(p))
+            sources = (Unit("scenes", s.info.source_id, "", s) for p in partitions for s in self.sources(p))
             return self._missing("scenes", partitions, sources)
 
         backend = f"{scenes_stage.backend_version()}, {_decoder()}"
         made = fingerprint("scenes", scenes_stage.VERSION, backend, settings, self.step["sources"].fingerprint)
         about = _about(scenes_stage.VERSION, backend, settings)
-        return Step("scenes", made, schema_for(scenes_stage.COLUMNS), FindShots(settings), units, about)
+        return Step("scenes", FindShots(settings), units, made, schema_for(scenes_stage.COLUMNS), about)
 
     def _clips_step(self) -> Step:
         settings = self.recipe.clips
@@ -155,7 +175,7 @@ class Curation:
                 for source in self.sources(partition):
                     row = scenes.get(source.info.source_id)
                     if row is not None and row["status"] == "ok":
-                        found.append(Unit(source.info.source_id, "", (source, *scenes_stage.spans(row))))
+                        found.append(Unit("clips", source.info.source_id, "", (source, *scenes_stage.spans(row))))
             return self._missing("clips", partitions, found)
 
         scenes_made = self.step["scenes"].fingerprint
@@ -167,7 +187,7 @@ class Curation:
             names = (clip[kind] for clip in row["clips"] for kind in ("video", "audio") if clip[kind])
             return not all(map(self.storage.exists, names))
 
-        return Step("clips", made, schema, WriteClips(settings, self.storage), units, about, gone)
+        return Step("clips", WriteClips(settings, self.storage), units, made, schema, about, gone)
 
     def _measuring_step(self, name: str) -> Step:
         stage = self.stages[name]
@@ -177,14 +197,13 @@ class Curation:
             for partition in partitions:
                 let_through = alive(self.frame(partition, before), self.recipe.policy, before)
                 inputs = {s.info.source_id: _inputs(s.metadata, self.reads[name]) for s in self.sources(partition)}
-                wanted = [Unit(key, inputs[key[:16]], key) for key in let_through.index[let_through]]
+                wanted = [Unit(name, key, inputs[key[:16]], key) for key in let_through.index[let_through]]
                 missing = {unit.key: unit for unit in self._missing(name, [partition], wanted)}
                 if missing:
-                    rows = {other: self.rows_of(other, partition, missing) for other in self.upstream[name]}
+                    tables = {other: self.rows_of(other, partition, missing) for other in self.stages}
                     for record in self.records(partition):
                         if record.clip_id in missing:
-                            findings = self.findings(record.clip_id, rows)
-                            value = self.remade(record, findings), findings
+                            value = ClipToMeasure(record, self._known(record, tables))
                             found.append(dataclasses.replace(missing[record.clip_id], value=value))
             return found
 
@@ -196,7 +215,8 @@ class Curation:
         )
         upstream = " ".join(f"{other}:{self.step[other].fingerprint}" for other in self.upstream[name])
         made = fingerprint(name, stage.version, stage.backend_version(), stage.settings, upstream)
-        job = MeasureClip(name, stage.settings, made, self.storage)
+        self._plans[name] = StagePlan(name, stage.settings, made, tuple(self.upstream[name]))
+        job = MeasureClip(tuple(self._plans.values()), self.recipe.policy, self.storage)
         names = pa.list_(pa.string())
         schema = schema_for({**stage.columns, "arrays": names, "arrays_bytes": int, "files": names, "files_bytes": int})
         about = _about(stage.version, stage.backend_version(), stage.settings)
@@ -205,49 +225,110 @@ class Curation:
             files = [f"{array}.npy" for array in row["arrays"]] + list(row["files"] or ())
             return not all(self.storage.exists(file_name(name, made, row["key"], file)) for file in files)
 
-        return Step(name, made, schema, job, units, about, gone)
+        return Step(name, job, units, made, schema, about, gone)
+
+    def _known(
+        self, record: ClipRecord, tables: Mapping[str, Mapping[str, dict[str, Any]]]
+    ) -> dict[str, Finding | None]:
+        """What stages have found in a clip as it is now; None for those that could not measure it."""
+        known: dict[str, Finding | None] = {}
+        for name, rows in tables.items():
+            row, step = rows.get(record.clip_id), self.step[name]
+            if row is None or row["inputs"] != _inputs(record.metadata, self.reads[name]):
+                continue
+            if row["status"] == "ok" and not (self.retry_errors and step.gone(row)):
+                known[name] = Finding.of(name, step.fingerprint, row, self.stages[name].columns)
+            elif not self.retry_errors:
+                known[name] = None
+        return known
+
+    def _measuring(self) -> Work:
+        """All stages, clip by clip, so that a clip is fetched and decoded once for all of them."""
+
+        def units(partitions: Sequence[int]) -> list[Unit]:
+            # a clip that a stage has still to measure is not yet one of those after it
+            return [unit for name in self.stages for unit in self.step[name].units(partitions)]
+
+        run = self.recipe.run
+        limits = {name: run.time_limit(name) for name in self.stages}
+        keep_bytes = run.keep_frames_mb * 1_000_000
+        job = MeasureClip(tuple(self._plans.values()), self.recipe.policy, self.storage, limits, keep_bytes)
+        return Work(MEASURE, job, units)
 
     # ---- running a step ----
 
-    def run(self, step: Step, units: Sequence[Unit], progress: Progress | None = None) -> StepResult:
+    def run(self, work: Work, units: Sequence[Unit], progress: Progress | None = None) -> dict[str, StepResult]:
         """Make the missing rows, keeping what is done every few seconds, also when the run is stopped.
 
-        Raises StoreError when the storage or the machine fails; the rows made until then are kept.
+        A clip that ends its worker, or takes too long, while all stages measure it gets no row: `walk` comes to it
+        again stage by stage, to tell which of them it was.
+
+        Returns: what was done, by step. Raises StoreError when the storage or the machine fails; the rows made until
+        then are kept.
         """
         started = flushed = time.monotonic()
+        steps = [work] if isinstance(work, Step) else [self.step[name] for name in self.stages]
         # when a task is tried again, what its first try has done counts
         partitions = sorted({partition_of(unit.key, self.partitions) for unit in units})
-        units = self._missing(step.name, partitions, units)
-        limit = self.recipe.run.time_limit(step.name)
+        units = [
+            u for step in steps for u in self._missing(step.name, partitions, [u for u in units if u.step == step.name])
+        ]
+        limits = [self.recipe.run.time_limit(step.name) for step in steps]
         by_value = {id(unit.value): unit for unit in units}
-        rows: dict[int, list[dict[str, Any]]] = {}
+        rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
+        tally = {step.name: StepResult(0, 0, 0.0) for step in steps}
         done = errors = 0
-        self.ledger.describe(step.name, step.fingerprint, step.about)
         try:
-            for outcome in self.engine.map(step.job, (u.value for u in units), limit):
+            for outcome in self.engine.map(work.job, (u.value for u in units), sum(limits)):
                 unit = by_value[id(outcome.unit)]
-                row = {"key": unit.key, "inputs": unit.inputs, "status": "error" if outcome.error else "ok"}
-                row |= {"error": outcome.error} | (outcome.result or {})
-                rows.setdefault(partition_of(unit.key, self.partitions), []).append(row)
+                partition = partition_of(unit.key, self.partitions)
+                name = getattr(unit.value, "name", unit.key)
+                if outcome.error and not isinstance(work, Step):
+                    log.warning("%s: %s; its stages are tried one by one", name, outcome.error)
+                    self._lost.add(partition)
+                for step_name, measured in self._rows(work, unit, outcome).items():
+                    rows.setdefault((step_name, partition), []).append(measured.row)
+                    failed = measured.row["status"] == "error"
+                    tally[step_name] += StepResult(1, int(failed), measured.seconds)
+                    errors += failed
+                    if failed:
+                        log.warning("%s: %s: %s", step_name, name, measured.row["error"])
                 done += 1
-                errors += bool(outcome.error)
-                if outcome.error:
-                    log.warning("%s: %s: %s", step.name, getattr(unit.value, "name", unit.key), outcome.error)
                 if progress is not None:
-                    progress(done, len(units), errors)
+                    several = {} if isinstance(work, Step) else {name: result.done for name, result in tally.items()}
+                    progress(done, len(units), errors, several)
                 if time.monotonic() - flushed > _FLUSH_S:
-                    self._flush(step, rows)
+                    self._flush(rows)
                     flushed = time.monotonic()
         finally:
-            self._flush(step, rows)
-        if step.name == "sources":
+            self._flush(rows)
+        if work.name == "sources":
             self._sources = None
-        return StepResult(done, errors, time.monotonic() - started)
+        return _shared_out(tally, time.monotonic() - started)
 
-    def _flush(self, step: Step, rows: dict[int, list[dict[str, Any]]]) -> None:
-        for partition, some in sorted(rows.items()):
-            with store_access(f"write the ledger of {step.name}"):
-                self.ledger.write(step.name, step.fingerprint, partition, some, step.schema)
+    def _rows(self, work: Work, unit: Unit, outcome: Outcome[Any, dict[str, Any]]) -> dict[str, Measured]:
+        """The rows that a unit gives, by step."""
+        measuring = isinstance(unit.value, ClipToMeasure)
+        if outcome.error and not isinstance(work, Step):
+            return {}
+        if outcome.error or not measuring:
+            status = "error" if outcome.error else "ok"
+            row = {"key": unit.key, "inputs": unit.inputs, "status": status, "error": outcome.error}
+            return {work.name: Measured(row | (outcome.result or {}), 0.0)}
+        metadata = unit.value.record.metadata
+        return {
+            name: Measured(
+                {"key": unit.key, "inputs": _inputs(metadata, self.reads[name]), **measured.row}, measured.seconds
+            )
+            for name, measured in (outcome.result or {}).items()
+        }
+
+    def _flush(self, rows: dict[tuple[str, int], list[dict[str, Any]]]) -> None:
+        for (name, partition), some in sorted(rows.items()):
+            step = self.step[name]
+            with store_access(f"write the ledger of {name}"):
+                self.ledger.describe(name, step.fingerprint, step.about)
+                self.ledger.write(name, step.fingerprint, partition, some, step.schema)
         rows.clear()
 
     def _missing(self, name: str, partitions: Sequence[int], units: Iterable[Unit]) -> list[Unit]:
@@ -343,21 +424,26 @@ class Curation:
             tables[name] = table[table["inputs"] == table["key"].str[:16].map(present)]
         return join(clips, tables)
 
-    def walk(self) -> Iterator[tuple[Step, range]]:
-        """Each step and group of partitions in the order of work: all sources first, since the same file may stand in
-        any partition; then depth first, so that scratch space does not grow with the corpus."""
+    def walk(self) -> Iterator[tuple[Work, range]]:
+        """Each piece of work and group of partitions in order, for who runs each before asking for the next: all
+        sources first, since the same file may stand in any partition; then depth first, so that scratch space does not
+        grow with the corpus."""
         everything = range(self.partitions)
         yield self.step["sources"], everything
         for group in self.groups():
-            for step in list(self.step.values())[1:]:
-                yield step, group
+            yield self.step["scenes"], group
+            yield self.step["clips"], group
+            yield self._measuring(), group
+            if self._lost.intersection(group):
+                for name in self.stages:
+                    yield self.step[name], group
 
     def groups(self) -> list[range]:
         """Neighbouring partitions put together until each group is worth a task of its own."""
         groups: list[range] = []
         total = sum(len(self.sources(partition)) for partition in range(self.partitions))
-        # a task for each group and step, and one for its shards
-        most = max(1, _MOST_TASKS // (len(self.step) + 1))
+        # scenes, clips, measuring and shards; the stages one by one are for few
+        most = max(1, _MOST_TASKS // 4 - 1)
         enough = max(_GROUP_SOURCES, -(-total // most))
         start = count = 0
         for partition in range(self.partitions):
@@ -379,6 +465,22 @@ class Curation:
             nearest = min((_differences(about, step.about) for about in others), key=len)
             lines.append(f"{step.name}: made anew, because {', '.join(nearest) or 'what it starts from'} changed")
         return lines
+
+
+def summed(some: Mapping[str, StepResult], more: Mapping[str, StepResult]) -> dict[str, StepResult]:
+    """Results by step, added up."""
+    return {**some, **{name: some[name] + result if name in some else result for name, result in more.items()}}
+
+
+def _shared_out(tally: Mapping[str, StepResult], seconds: float) -> dict[str, StepResult]:
+    """The time that a piece of work took, shared out by what its steps took of the workers."""
+    together = sum(result.seconds for result in tally.values())
+    shares = {name: result.seconds / together if together else 1 / len(tally) for name, result in tally.items()}
+    return {
+        name: StepResult(result.done, result.errors, seconds * shares[name])
+        for name, result in tally.items()
+        if result.done
+    }
 
 
 def _decoder() -> str:

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-
 from tasks.media import Gaps, MediaError, audio_stream, open_media, packets, start_of, video_stream
 from tasks.upright import Picture, turn_of
 
@@ -346,68 +344,3 @@ def read_video(path: Path, rough: bool = False) -> Iterator[Picture | Bad | Miss
         # only where the header is an index; elsewhere it is a guess
         if container.format.name.startswith(("mov", "matroska")) and declared_s - ends_s > _MISSING_S:
             yield Missing(round(ends_s, 6), round(declared_s, 6))
-
-
-def clip_frames(
-    path: Path, fps: int, rate: float | None = None, size: tuple[int, int] | None = None, rough: bool = False
-) -> Iterator[np.ndarray]:
-    """Decode a clip's frames in order.
-
-    fps: the clip's frames a second. rate: frames a second to take, each the one on display in the middle of its turn;
-    all when None. size: (width, height) to scale to. rough: see tasks.clip.Clip.frames.
-
-    Yields: [height, width, 3] uint8 RGB. Raises MediaError when a frame cannot be decoded.
-    """
-    to_rgb = _ToRgb(size, rough)
-    taken = 0
-    for index, event in enumerate(read_video(path)):
-        if not isinstance(event, Picture):
-            raise MediaError(f"{path.name}: frame {index} of the clip cannot be decoded")
-        if rate is None:
-            yield to_rgb(event.frame)
-            continue
-        image = None
-        while int((taken + 0.5) * fps / rate) == index:
-            image = to_rgb(event.frame) if image is None else image
-            yield image
-            taken += 1
-
-
-def clip_keyframes(path: Path, fps: int, size: tuple[int, int] | None = None) -> Iterator[tuple[int, np.ndarray]]:
-    """Decode only a clip's key frames, one a second.
-
-    Yields: (frame index, [height, width, 3] uint8 RGB). Raises MediaError when one cannot be decoded.
-    """
-    import av
-
-    to_rgb = _ToRgb(size)
-    with open_media(path) as container:
-        stream = video_stream(container)
-        stream.codec_context.thread_count = 1
-        stream.codec_context.options = {"err_detect": "explode"}
-        stream.codec_context.skip_frame = "NONKEY"
-        try:
-            for frame in container.decode(stream):
-                yield round(frame.time * fps), to_rgb(frame)
-        except av.FFmpegError as error:
-            raise MediaError(f"{path.name}: a key frame cannot be decoded: {error}") from None
-
-
-class _ToRgb:
-    def __init__(self, size: tuple[int, int] | None, rough: bool = False) -> None:
-        from av.video.reformatter import Interpolation, VideoReformatter
-
-        self._size = size
-        self._scaler = VideoReformatter() if rough else None
-        self._to_rgb = VideoReformatter()
-        self._exact = int(Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT)
-        # without ACCURATE_RND, swscale takes pixel by pixel what has its size already: integer arithmetic, the same on
-        # every x86-64 since SSSE3, a fifth of the work
-        self._how = int(Interpolation.AREA | Interpolation.BITEXACT) if rough else self._exact
-
-    def __call__(self, frame: "av.VideoFrame") -> np.ndarray:
-        width, height = self._size or (frame.width, frame.height)
-        if self._scaler is not None and (width, height) != (frame.width, frame.height):
-            # in the clip's own planes, half as large as RGB
-            frame = self._scaler.reformat(frame, width, height, interpolation=self._exact, threads=1)
-        return self._to_rgb.reformat(frame, width, height, "rgb24", interpolation=self._how, threads=1).to_ndarray()

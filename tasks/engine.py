@@ -121,8 +121,6 @@ def _outcome(future: Any, unit: Unit, time_limit_s: float) -> Outcome[Unit, Any]
 
     try:
         return Outcome(unit, future.result())
-    except StoreError:
-        raise
     except TimeoutError:
         return Outcome(unit, None, f"took longer than {time_limit_s:g} s")
     except ProcessExpired as error:
@@ -130,9 +128,16 @@ def _outcome(future: Any, unit: Unit, time_limit_s: float) -> Outcome[Unit, Any]
     except CancelledError:
         return Outcome(unit, None, "cancelled")
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
-            raise StoreError(error.errno, str(error)) from error
-        return Outcome(unit, None, describe(error))
+        return Outcome(unit, None, unit_error(error))
+
+
+def unit_error(error: Exception) -> str:
+    """Why a unit could not be done, in one line. Raises StoreError when the storage or the machine is at fault."""
+    if isinstance(error, StoreError):
+        raise error
+    if isinstance(error, OSError) and error.errno in _MACHINE_ERRNOS:
+        raise StoreError(error.errno, str(error)) from error
+    return describe(error)
 
 
 def describe(error: BaseException) -> str:

@@ -27,12 +27,14 @@ class RunSettings(Strict):
 
     workers: worker processes; all cores when None. time_limit_s: seconds that a stage may take over one clip, before
     the clip is given up as an error. time_limits: others, by step: a stage, or sources, scenes, clips (for one source)
-    and shards (for one shard).
+    and shards (for one shard). keep_frames_mb: memory of a worker for the decoded frames of one clip, which all stages
+    then share; 20 s at 480p take 300, a clip that takes more is decoded by each stage anew.
     """
 
     workers: int | None = Field(default=None, ge=1)
     time_limit_s: float = Field(default=300.0, gt=0)
     time_limits: dict[str, float] = Field(default={})
+    keep_frames_mb: int = Field(default=640, ge=0)
 
     def time_limit(self, step: str) -> float:
         """Seconds that one unit of a step may take."""

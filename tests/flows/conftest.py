@@ -22,7 +22,7 @@ from data_manifests.sources import BadRow, SourceRow
 from data_manifests.storage import Storage
 from flows.report import add_times
 from flows.summary import Summary
-from tasks.curation import Curation, StepResult
+from tasks.curation import Curation, StepResult, summed
 from tasks.engine import Engine
 from tasks.outcome import Outcome
 from tasks.recipe import Recipe, load_recipe
@@ -133,11 +133,8 @@ def curate() -> Iterator[Curate]:
             rows = [SourceRow(str(file), {}, f"footage.csv:{at}") for at, file in enumerate(files, 2)]
             curation = Curation(recipe, storage, rows, engine)
             results: dict[str, StepResult] = {}
-            for step, group in curation.walk():
-                units = step.units(group)
-                if units:
-                    result = curation.run(step, units)
-                    results[step.name] = results[step.name] + result if step.name in results else result
+            for work, group in curation.walk():
+                results = summed(results, curation.run(work, work.units(group)))
             outcome = Outcome(curation, bad_rows)
             plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]
             outcome.record(DatasetManifest.of(outcome.recipe_name, "footage.csv", outcome.write_shards(plans)))

@@ -67,9 +67,7 @@ def test_a_triggered_run_completes_and_shows_its_funnel(deployed: Server, world:
         "sources",
         "scenes",
         "clips",
-        "people",
-        "motion",
-        "speech",
+        "measure",
         "shards",
     }
     assert {t["state_type"] for t in tasks} == {"COMPLETED"}

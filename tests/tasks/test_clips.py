@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from data_manifests.storage import Storage
 from data_manifests.strict import RecipeError, validate
 from tasks.clip import ClipRecord
+from tasks.clip_frames import Decoded, images
 from tasks.clips import ClipSettings, Skipped, clip_size, plan, write_clips
-from tasks.decode import clip_frames
 from tasks.ingest import SourceInfo, ingest
 from tasks.media import MediaError
 from tasks.scenes import ScenesSettings, Shot, Span, find_shots
@@ -334,7 +334,7 @@ def test_colours_survive_full_range_other_matrices_and_ten_bits(
 ) -> None:
     storage = Storage(str(tmp_path))
     (clip,) = _cut(_film(tmp_path / "a.mp4", pix_fmt, matrix, full), storage, SMALL.model_copy(update={"min_s": 1.0}))
-    picture = next(clip_frames(Path(storage.path(clip.video)), 25))
+    picture = next(images(Decoded(Path(storage.path(clip.video))).frames(), 25))
     height, width = picture.shape[:2]
     found = [picture[y, x] for y in (height // 4, 3 * height // 4) for x in (width // 4, 3 * width // 4)]
     assert np.abs(np.array(found, int) - [(200, 30, 40), (40, 180, 60), (30, 50, 190), (128, 128, 128)]).max() <= 6

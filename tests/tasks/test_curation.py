@@ -10,7 +10,7 @@ import pytest
 
 from data_manifests.sources import SourceRow
 from data_manifests.storage import Storage
-from tasks.curation import Curation, Unit
+from tasks.curation import Curation, StepResult, Unit, summed
 from tasks.engine import Engine, StoreError
 from tasks.outcome import Outcome, ShardError
 from tasks.recipe import load_recipe
@@ -29,21 +29,24 @@ def run(engine: Engine, tmp_path: Path) -> Run:
     """Curate uris with their metadata into a folder; gives units done by step, and the outcome with shards written."""
 
     def run(
-        uris: dict[str, dict[str, str]], retry_errors: bool = False, **clips: float
+        uris: dict[str, dict[str, str]],
+        retry_errors: bool = False,
+        out: str = "out",
+        limits: dict[str, float] | None = None,
+        **clips: float,
     ) -> tuple[dict[str, int], Outcome]:
         recipe = load_recipe("tests/three_stages.yaml")
-        recipe = recipe.model_copy(update={"clips": recipe.clips.model_copy(update=clips)})
+        how = recipe.run.model_copy(update={"time_limits": limits or {}})
+        recipe = recipe.model_copy(update={"clips": recipe.clips.model_copy(update=clips), "run": how})
         rows = [SourceRow(uri, metadata, "manifest") for uri, metadata in uris.items()]
-        curation = Curation(recipe, Storage(str(tmp_path / "out")), rows, engine, retry_errors)
-        done: dict[str, int] = {}
-        for step, group in curation.walk():
-            units = step.units(group)
-            if units:
-                done[step.name] = curation.run(step, units).done
+        curation = Curation(recipe, Storage(str(tmp_path / out)), rows, engine, retry_errors)
+        results: dict[str, StepResult] = {}
+        for work, group in curation.walk():
+            results = summed(results, curation.run(work, work.units(group)))
         outcome = Outcome(curation)
         plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]
         outcome.write_shards(plans)
-        return done, outcome
+        return {name: result.done for name, result in results.items()}, outcome
 
     return run
 
@@ -73,12 +76,28 @@ def test_a_store_that_does_not_answer_is_no_fault_of_the_footage(
         curation = Curation(load_recipe("tests/three_stages.yaml"), Storage(str(tmp_path / "out")), rows, engine)
         with pytest.raises(StoreError, match="look at the footage"):
             curation.step["sources"].units(range(curation.partitions))
-        unit = Unit(rows[0].uri, "1-a", rows[0].uri)
+        unit = Unit("sources", rows[0].uri, "1-a", rows[0].uri)
         with pytest.raises(StoreError), Engine(workers=1) as cut_off:  # its workers see the same environment
             curation.engine = cut_off
             curation.run(curation.step["sources"], [unit])
         assert not curation.ledger.rows("sources", curation.step["sources"].fingerprint)
     S3FileSystem.clear_instance_cache()
+
+
+def test_a_stage_that_takes_too_long_costs_its_own_row(run: Run, world: Any, tmp_path: Path) -> None:
+    uris: dict[str, dict[str, str]] = {str(world.path("talk_3s.mp4")): {}, str(world.path("nobody.mp4")): {}}
+    done, outcome = run(uris, limits={"speech": 0.001})
+    assert done == {"sources": 2, "scenes": 2, "clips": 2, "people": 2, "motion": 1, "speech": 1}
+    (slow,) = outcome.decisions[outcome.decisions["verdict"] == "error"].to_dict("records")
+    assert slow["stage"] == "speech" and slow["error"] == "took longer than 0.001 s"
+    assert run(uris, retry_errors=True)[0] == {"speech": 1}
+    run(uris, out="undisturbed")
+
+    def written(out: str) -> dict[str, bytes]:
+        files = (path for kind in ("ledger", "features", "shards") for path in (tmp_path / out / kind).rglob("*.*"))
+        return {str(path.relative_to(tmp_path / out)): path.read_bytes() for path in files}
+
+    assert written("out") == written("undisturbed")
 
 
 def test_a_new_caption_is_measured_again_and_nothing_else(run: Run, world: Any) -> None:

@@ -11,8 +11,9 @@ import pytest
 
 from data_manifests.storage import Storage
 from tasks.clip import Clip
+from tasks.clip_frames import Decoded
 from tasks.clips import ClipSettings, plan, write_clips
-from tasks.decode import Bad, clip_frames, clip_keyframes, probe, read_video
+from tasks.decode import Bad, probe, read_video
 from tasks.ingest import ingest
 from tasks.media import MediaError
 from tasks.scenes import Shot
@@ -155,16 +156,44 @@ def test_frames_and_key_frames_of_a_clip(world, tmp_path: Path) -> None:
     (record,) = write_clips(source, world.path("fps_30.mp4"), plan(source, [shot], [], settings)[0], settings, storage)
     clip = Clip(record, Path(storage.path(record.video)), None)
     assert sum(1 for _ in clip.frames()) == clip.record.frames
-    some = list(clip_frames(clip.video_path, 25, rate=5, size=(64, 36)))
+    some = list(clip.frames(rate=5, size=(64, 36)))
     assert len(some) == clip.record.frames // 5
     assert some[0].shape == (36, 64, 3)
-    keys = list(clip_keyframes(clip.video_path, 25))
+    keys = list(clip.keyframes())
     assert [index for index, _ in keys] == list(range(0, clip.record.frames, 25))
     every = list(clip.frames())
     assert all(np.array_equal(picture, every[index]) for index, picture in keys)
     # the frame on display in the middle of each fifth of a second
-    small = list(clip_frames(clip.video_path, 25, size=(64, 36)))
+    small = list(clip.frames(size=(64, 36)))
     assert all(np.array_equal(picture, small[5 * k + 2]) for k, picture in enumerate(some))
+
+
+def test_a_clip_is_decoded_once_for_all_who_look(world, tmp_path: Path) -> None:
+    source = ingest(str(world.path("fps_30.mp4")))
+    storage, settings = Storage(str(tmp_path)), ClipSettings()
+    shot = Shot(0.0, source.duration_s, 0.0, source.duration_s, False, False)
+    (record,) = write_clips(source, world.path("fps_30.mp4"), plan(source, [shot], [], settings)[0], settings, storage)
+    path = Path(storage.path(record.video))
+    alone = Clip(record, path, None)
+    every, keys, small = list(alone.frames()), list(alone.keyframes()), list(alone.frames(5, (64, 36), rough=True))
+
+    def same(some: list[np.ndarray], others: list[np.ndarray]) -> bool:
+        return len(some) == len(others) and all(map(np.array_equal, some, others))
+
+    for keep_bytes, read in ((10**9, record.frames + len(keys)), (0, 2 * record.frames + 2 * len(keys))):
+        decoded = Decoded(path, keep_bytes)
+        clip = Clip(record, path, None, decoded=decoded)
+        for _ in range(2):
+            assert [index for index, _ in clip.keyframes()] == [index for index, _ in keys]
+        assert next(iter(clip.frames())) is not None  # who stops early leaves nothing behind
+        assert same(list(clip.frames()), every)
+        assert same(list(clip.frames(5, (64, 36), rough=True)), small)
+        assert same([image for _, image in clip.keyframes()], [image for _, image in keys])
+        assert decoded.read == read + 1 + (len(keys) if not keep_bytes else 0)
+    kept = Decoded(path, 10**9)
+    assert same(list(Clip(record, path, None, decoded=kept).frames()), every)
+    assert same([image for _, image in Clip(record, path, None, decoded=kept).keyframes()], [i for _, i in keys])
+    assert kept.read == record.frames, "key frames that are at hand are not decoded again"
 
 
 @pytest.mark.parametrize("size", [None, (160, 90)])

@@ -18,7 +18,7 @@ import torch
 from data_manifests.dataset import DatasetManifest, ShardEntry, load
 from data_manifests.sources import ManifestError
 from data_manifests.storage import Storage
-from tasks.decode import clip_frames
+from tasks.clip_frames import Decoded, images
 from tasks.latent_codec import CosineCodec
 from tests.training.loading import loader, npy, repack, take
 from tests.world.puppet_shards import LATENTS, make_puppets
@@ -68,7 +68,7 @@ def pictures(folder: Path, key: str) -> np.ndarray:
         with tarfile.open(folder / shard.name) as tar:
             if f"{key}.mp4" in tar.getnames():
                 tar.extract(f"{key}.mp4", folder / "videos", filter="data")
-    return np.stack(list(clip_frames(folder / "videos" / f"{key}.mp4", 25)))
+    return np.stack(list(images(Decoded(folder / "videos" / f"{key}.mp4").frames(), 25)))
 
 
 def number_of(key: str) -> int:

@@ -9,7 +9,7 @@ import pytest
 
 from data_manifests.dataset import load, verify
 from data_manifests.storage import Storage
-from tasks.decode import clip_frames
+from tasks.clip_frames import Decoded, images
 from tasks.latent_codec import CosineCodec
 from tasks.log_mel import frame_windows
 from tests.world.puppet_readers import (
@@ -51,7 +51,7 @@ def test_coding_leaves_what_is_read(tmp_path: Path) -> None:
     codec = CosineCodec(LATENTS.channels)
     for puppet in PUPPETS[:10]:
         encode_video(tmp_path / "puppet.mp4", puppet.pictures)
-        coded = np.stack(list(clip_frames(tmp_path / "puppet.mp4", FPS)))
+        coded = np.stack(list(images(Decoded(tmp_path / "puppet.mp4").frames(), FPS)))
         np.testing.assert_allclose(read_mouth(coded), puppet.opening, atol=0.08)
         latents = [encoded.latent for encoded in codec.encode(coded)]
         decoded = np.stack(list(codec.decode(latents, puppet.size, puppet.size)))
