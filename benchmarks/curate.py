@@ -196,9 +196,10 @@ def curated(
     """Curate without Prefect; wall seconds by step."""
     from data_manifests.dataset import DatasetManifest
     from data_manifests.sources import SourceRow, read_sources
-    from tasks.curation import Curation, StepResult, summed
+    from tasks.curation import Curation
     from tasks.engine import Engine
     from tasks.outcome import Outcome
+    from tasks.work import StepResult, summed
 
     recipe = load_recipe(recipe_name)
     if bounds:

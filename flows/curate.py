@@ -17,7 +17,7 @@ from flows.leftovers import end_server_with_us
 from flows.progress import StepProgress
 from flows.report import add_times, write_report
 from flows.summary import Summary, funnel_rows, summarise, to_markdown
-from tasks.curation import Curation, StepResult, Unit, Work, summed
+from tasks.curation import Curation
 from tasks.engine import Engine, StoreError, describe
 from tasks.exclusive import OWN_FOLDERS, OutputError, exclusive
 from tasks.ledger import LedgerError
@@ -25,6 +25,7 @@ from tasks.outcome import Outcome, ShardError
 from tasks.recipe import load_recipe
 from tasks.shards import ShardPlan, read_entry
 from tasks.stage import MissingBackend
+from tasks.work import StepResult, Unit, Work, summed
 
 # What a user can mend: shown as one message, without a traceback.
 USER_ERRORS = (ManifestError, RecipeError, MissingBackend, StoreError, OutputError, LedgerError, ShardError)

@@ -22,8 +22,9 @@ from tasks.stages import STAGES
 if TYPE_CHECKING:
     import pandas as pd
 
-    from tasks.curation import Curation, StepResult
+    from tasks.curation import Curation
     from tasks.rules import Rule
+    from tasks.work import StepResult
 
 log = logging.getLogger(__name__)
 

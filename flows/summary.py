@@ -6,8 +6,8 @@ from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from data_manifests.dataset import DatasetManifest
-    from tasks.curation import StepResult
     from tasks.outcome import Outcome
+    from tasks.work import StepResult
 
 _SHOWN_PROBLEMS = 20
 

@@ -8,10 +8,10 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -34,6 +34,7 @@ from tasks.stage import MissingBackend, Stage, fingerprint
 from tasks.stages import STAGES
 from tasks.stages import upstream as upstream_of
 from tasks.weights import require
+from tasks.work import Progress, Step, StepResult, Unit, Work, shared_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,61 +42,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-class Progress(Protocol):
-    def __call__(self, done: int, total: int, errors: int, by_step: Mapping[str, int] = ...) -> None:
-        """Units done, units in all, errors so far, and the rows made by each of several steps."""
-
-
 MEASURE = "measure"  # the work of all stages together
 
 _FLUSH_S = 20.0  # a kill costs at most this much work a step
 _GROUP_SOURCES = 200  # partitions with fewer sources share a task
 _MOST_TASKS = 200  # a run: what Prefect's UI and server bear
-
-
-@dataclass(frozen=True)
-class Work:
-    """What the workers do for each of many units.
-
-    units: those of these partitions that have no row yet, each with its key and the hash of its inputs.
-    """
-
-    name: str
-    job: Callable[[Any], dict[str, Any]]
-    units: Callable[[Sequence[int]], list["Unit"]]
-
-
-@dataclass(frozen=True)
-class Step(Work):
-    """One table of the ledger and how its missing rows are made.
-
-    gone: whether a row speaks of files that are no longer in the storage.
-    """
-
-    fingerprint: str
-    schema: pa.Schema
-    about: dict[str, Any]
-    gone: Callable[[dict[str, Any]], bool] = lambda row: False
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One unit of work, and the row of which step it lacks first."""
-
-    step: str
-    key: str
-    inputs: str
-    value: Any
-
-
-@dataclass(frozen=True)
-class StepResult:
-    done: int
-    errors: int
-    seconds: float
-
-    def __add__(self, other: "StepResult") -> "StepResult":
-        return StepResult(self.done + other.done, self.errors + other.errors, self.seconds + other.seconds)
 
 
 class Curation:
@@ -304,7 +255,7 @@ class Curation:
             self._flush(rows)
         if work.name == "sources":
             self._sources = None
-        return _shared_out(tally, time.monotonic() - started)
+        return shared_out(tally, time.monotonic() - started)
 
     def _rows(self, work: Work, unit: Unit, outcome: Outcome[Any, dict[str, Any]]) -> dict[str, Measured]:
         """The rows that a unit gives, by step."""
@@ -465,22 +416,6 @@ class Curation:
             nearest = min((_differences(about, step.about) for about in others), key=len)
             lines.append(f"{step.name}: made anew, because {', '.join(nearest) or 'what it starts from'} changed")
         return lines
-
-
-def summed(some: Mapping[str, StepResult], more: Mapping[str, StepResult]) -> dict[str, StepResult]:
-    """Results by step, added up."""
-    return {**some, **{name: some[name] + result if name in some else result for name, result in more.items()}}
-
-
-def _shared_out(tally: Mapping[str, StepResult], seconds: float) -> dict[str, StepResult]:
-    """The time that a piece of work took, shared out by what its steps took of the workers."""
-    together = sum(result.seconds for result in tally.values())
-    shares = {name: result.seconds / together if together else 1 / len(tally) for name, result in tally.items()}
-    return {
-        name: StepResult(result.done, result.errors, seconds * shares[name])
-        for name, result in tally.items()
-        if result.done
-    }
 
 
 def _decoder() -> str:

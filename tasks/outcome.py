@@ -10,13 +10,14 @@ from data_manifests.dataset import DatasetManifest, ShardEntry
 from data_manifests.lineage import RecipeName
 from data_manifests.sources import BadRow
 from tasks.clip import ClipRecord
-from tasks.curation import Curation, Progress
+from tasks.curation import Curation
 from tasks.findings import Finding
 from tasks.ingest import SourceInfo
 from tasks.jobs import WriteShard
 from tasks.policy import decide, funnel, rule_results
 from tasks.recipe import recipe_hash
 from tasks.shards import Sample, ShardPlan, lineage, plan_shards
+from tasks.work import Progress
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,10 +22,11 @@ from data_manifests.sources import BadRow, SourceRow
 from data_manifests.storage import Storage
 from flows.report import add_times
 from flows.summary import Summary
-from tasks.curation import Curation, StepResult, summed
+from tasks.curation import Curation
 from tasks.engine import Engine
 from tasks.outcome import Outcome
 from tasks.recipe import Recipe, load_recipe
+from tasks.work import StepResult, summed
 
 FILES = ["talk_3s.mp4", "cuts_plain.mp4", "frozen.mp4", "shake.mp4", "nobody.mp4", "truncated.mp4"]
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}.mp4"

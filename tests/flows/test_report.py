@@ -13,11 +13,11 @@ import pytest
 from data_manifests.storage import Storage
 from flows.charts import categories, histogram
 from flows.report import add_times, build_report, read_times
-from tasks.curation import StepResult
 from tasks.outcome import Outcome
 from tasks.recipe import load_recipe
 from tasks.rules import Rule
 from tasks.run_folder import RunFolder
+from tasks.work import StepResult
 from tests.flows.conftest import HOSTILE, Browse, Curate
 
 Finished = tuple[str, Outcome]

@@ -11,11 +11,12 @@ from data_manifests.dataset import DatasetManifest, verify
 from data_manifests.sources import SourceRow
 from data_manifests.storage import Storage
 from flows.report import TIMES
-from tasks.curation import Curation, Work
+from tasks.curation import Curation
 from tasks.engine import Engine
 from tasks.outcome import Outcome
 from tasks.recipe import load_recipe
 from tasks.stages import STAGES
+from tasks.work import Work
 
 # file: the verdict, and the rule behind a drop or the use of the sound
 EXPECTED = {

@@ -10,10 +10,11 @@ import pytest
 
 from data_manifests.sources import SourceRow
 from data_manifests.storage import Storage
-from tasks.curation import Curation, StepResult, Unit, summed
+from tasks.curation import Curation
 from tasks.engine import Engine, StoreError
 from tasks.outcome import Outcome, ShardError
 from tasks.recipe import load_recipe
+from tasks.work import StepResult, Unit, summed
 
 Run = Callable[..., tuple[dict[str, int], Outcome]]
 

@@ -5,9 +5,11 @@ import os
 import pickle
 import struct
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -21,6 +23,7 @@ from tasks.networks.catalogue import CATALOGUE
 from tasks.recipe import recipe_of
 from tasks.stage import MissingBackend
 from tasks.weights import Published, WrongWeights
+from tasks.work import StepResult
 
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 STATE = {"conv.weight": torch.ones(4, 3), "conv.bias": torch.zeros(4)}
@@ -93,6 +96,39 @@ def test_what_does_not_fit_is_told_by_its_difference(toy: Path) -> None:
     (toy / "toy.safetensors").write_bytes(b"<html>Not found</html>")
     with pytest.raises(WrongWeights, match="cannot be read as safetensors"):
         weights.check("toy")
+
+
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.parametrize("zipped", [True, False])
+def test_of_a_damaged_pickle_one_line_is_said(toy: Path, zipped: bool) -> None:
+    torch.save(STATE, toy / "a.pth", _use_new_zipfile_serialization=zipped)
+    whole = (toy / "a.pth").read_bytes()
+    drawn = np.random.default_rng(0)
+    refused = 0
+    for _ in range(100):
+        damaged = np.frombuffer(whole, np.uint8).copy()
+        damaged[drawn.integers(0, len(whole), 8)] ^= drawn.integers(1, 256, 8, np.uint8)
+        (toy / "a.pth").write_bytes(damaged.tobytes())
+        try:
+            weights.check("toy")  # of the flipped bytes many are numbers of the weights, or padding
+        except WrongWeights as error:
+            refused += 1
+            assert "a.pth" in str(error) or "those of toy" in str(error)
+            assert "\n" not in str(error)
+    assert refused > 10
+
+
+def test_of_several_checkpoints_none_is_chosen_silently(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(STATE, toy / "a.pth")
+    torch.save(STATE, toy / "b.pth")
+    with pytest.raises(WrongWeights, match=r"conv\.weight is in a\.pth and in b\.pth of .*not parts of one checkpoint"):
+        weights.check("toy")
+    monkeypatch.setitem(CATALOGUE, "toy", replace(CATALOGUE["toy"], single=True))
+    for asked in (weights.check, weights.digest):
+        with pytest.raises(WrongWeights, match=r"holds 2 files of which each may be .* toy: a\.pth, b\.pth"):
+            asked("toy")
+    save_file(STATE, toy / "toy.safetensors")  # its own name
+    weights.check("toy")
 
 
 def test_of_safetensors_the_header_is_enough(toy: Path) -> None:
@@ -171,9 +207,11 @@ def test_changed_weights_are_measured_anew_and_the_same_ones_are_not(
         def curate() -> tuple[str, dict[str, int]]:
             curation = Curation(recipe, Storage(str(tmp_path / "out")), rows, engine)
             curation.check()
-            done = {step.name: curation.run(step, step.units(group)) for step, group in curation.walk()}
-            assert not any(result.errors for result in done.values())
-            return curation.step["speech"].fingerprint, {name: r.done for name, r in done.items() if r.done}
+            results: dict[str, StepResult] = {}
+            for work, group in curation.walk():
+                results |= curation.run(work, work.units(group))
+            assert not any(result.errors for result in results.values())
+            return curation.step["speech"].fingerprint, {name: result.done for name, result in results.items()}
 
         first, done = curate()
         assert done == {"sources": 1, "scenes": 1, "clips": 1, "speech": 1}

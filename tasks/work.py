@@ -1,0 +1,73 @@
+"""What a curation has its workers do: pieces of work, their units, and what came of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+
+class Progress(Protocol):
+    def __call__(self, done: int, total: int, errors: int, by_step: Mapping[str, int] = ...) -> None:
+        """Units done, units in all, errors so far, and the rows made by each of several steps."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the workers do for each of many units.
+
+    units: those of these partitions that have no row yet, each with its key and the hash of its inputs.
+    """
+
+    name: str
+    job: Callable[[Any], dict[str, Any]]
+    units: Callable[[Sequence[int]], list["Unit"]]
+
+
+@dataclass(frozen=True)
+class Step(Work):
+    """One table of the ledger and how its missing rows are made.
+
+    gone: whether a row speaks of files that are no longer in the storage.
+    """
+
+    fingerprint: str
+    schema: pa.Schema
+    about: dict[str, Any]
+    gone: Callable[[dict[str, Any]], bool] = lambda row: False
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One unit of work, and the row of which step it lacks first."""
+
+    step: str
+    key: str
+    inputs: str
+    value: Any
+
+
+@dataclass(frozen=True)
+class StepResult:
+    done: int
+    errors: int
+    seconds: float
+
+    def __add__(self, other: "StepResult") -> "StepResult":
+        return StepResult(self.done + other.done, self.errors + other.errors, self.seconds + other.seconds)
+
+
+def summed(some: Mapping[str, StepResult], more: Mapping[str, StepResult]) -> dict[str, StepResult]:
+    """Results by step, added up."""
+    return {**some, **{name: some[name] + result if name in some else result for name, result in more.items()}}
+
+
+def shared_out(tally: Mapping[str, StepResult], seconds: float) -> dict[str, StepResult]:
+    """The time that a piece of work took, shared out by what its steps took of the workers."""
+    together = sum(result.seconds for result in tally.values())
+    shares = {name: result.seconds / together if together else 1 / len(tally) for name, result in tally.items()}
+    return {
+        name: StepResult(result.done, result.errors, seconds * shares[name])
+        for name, result in tally.items()
+        if result.done
+    }
