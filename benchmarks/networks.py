@@ -2,54 +2,23 @@
 
 Of each network the keys of its checkpoint, its parameters, the items it takes in a second, and how that compares with
 the reference's arithmetic: the same numbers by the operations that the published code makes, in plain PyTorch. On the
-CPU with one thread, by CPU seconds; on a GPU, where there is one, by the clock. The weights are noise.
+CPU with one thread, by CPU seconds; on a GPU, where there is one, by the clock. The weights are noise. A network that
+cannot be measured here has a row that says why.
 """
 
-import os
 import sys
-import time
-from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 from unittest.mock import patch
 
 import torch
 from torch import Tensor
 
+from benchmarks import library_rows
+from benchmarks.row import NotMeasured, Row, seconds, size_of
 from tasks.networks.device import device
 from tests.noise import xpose_state
-
-
-class Row(NamedTuple):
-    """items: what is counted. seconds: of one item; reference_seconds: by the reference's arithmetic, None where the
-    operations are the reference's own."""
-
-    keys: int
-    parameters: int
-    items: str
-    seconds: float
-    reference_seconds: float | None
-
-
-def seconds(work: Callable[[], Any], repeats: int = 2) -> float:
-    """The least of several runs, after one that is not counted."""
-    clock = time.perf_counter if device().type == "cuda" else time.process_time
-
-    def once() -> float:
-        started = clock()
-        work()
-        if device().type == "cuda":
-            torch.cuda.synchronize()
-        return clock() - started
-
-    once()
-    return min(once() for _ in range(repeats))
-
-
-def _counts(network: torch.nn.Module) -> tuple[int, int]:
-    """Its keys and its parameters."""
-    return len(network.state_dict()), sum(value.numel() for value in network.parameters())
 
 
 def xpose() -> Row:
@@ -60,7 +29,7 @@ def xpose() -> Row:
     with torch.device("meta"):
         network = XPose()
     network = network.to_empty(device="cpu").eval().requires_grad_(False)
-    counts = _counts(network)
+    counts = size_of(network)
     network.load_state_dict(xpose_state())
     network.serve()
     network.to(device())
@@ -86,47 +55,6 @@ def xpose() -> Row:
     return Row(*counts, "frames of 800x800", own, reference)
 
 
-def wan_vae(decoding: bool) -> Row:
-    """In a stream, against diffusers' own way with the whole clip at once."""
-    from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
-
-    from tasks.networks import wan_vae
-
-    vae = AutoencoderKLWan(**wan_vae.PUBLISHED).to(device()).eval().requires_grad_(False)
-    side = 256 if device().type == "cuda" else 64
-    video, latents = torch.rand(1, 3, 9, side, side) * 2 - 1, torch.randn(1, 16, 3, side // 8, side // 8)
-
-    def own() -> None:
-        if decoding:
-            deque(wan_vae.decode(vae, latents.unbind(2)), 0)
-        else:
-            deque(wan_vae.encode(vae, (video[:, :, :1], *video[:, :, 1:].split(4, 2))), 0)
-
-    with torch.inference_mode():
-        reference = seconds(lambda: vae.decode(latents.to(device())) if decoding else vae.encode(video.to(device())))
-    return Row(*_counts(vae), f"frames of {side}x{side}", seconds(own) / 9, reference / 9)
-
-
-def umt5() -> Row:
-    """Captions of 60 tokens by 2 of the 24 layers, against all padded to 512 as Wan's own code does; keys and
-    parameters are those of the whole."""
-    from transformers import UMT5Config, UMT5EncoderModel
-
-    from tasks.networks import umt5
-
-    with torch.device("meta"):
-        whole = UMT5EncoderModel(UMT5Config(**umt5.PUBLISHED))
-    network = UMT5EncoderModel(UMT5Config(**umt5.PUBLISHED | {"vocab_size": 1000, "num_layers": 2}))
-    network.to(device(), torch.bfloat16 if device().type == "cuda" else torch.float32).eval().requires_grad_(False)
-    ids = torch.randint(2, 1000, (2, 60))
-    padded, mask = torch.zeros(2, 512, dtype=torch.long), torch.zeros(2, 512, dtype=torch.long)
-    padded[:, :60], mask[:, :60] = ids, 1
-    own = seconds(lambda: umt5.states(network, ids.tolist()), 1)
-    with torch.inference_mode():
-        reference = seconds(lambda: network(padded.to(device()), attention_mask=mask.to(device())), 1)
-    return Row(*_counts(whole), "captions through 2 layers", own / 2, reference / 2)
-
-
 def syncnet() -> Row:
     """Lips against five frames stacked for each window, as the reference feeds them, in its memory layout."""
     from copy import deepcopy
@@ -145,7 +73,7 @@ def syncnet() -> Row:
     own = seconds(lambda: syncnet.lip_vectors(fast, pictures))
     with torch.inference_mode():
         reference = seconds(stacked)
-    return Row(*_counts(network), "windows of lips", own / windows, reference / windows)
+    return Row(*size_of(network), "windows of lips", own / windows, reference / windows)
 
 
 def s3fd() -> Row:
@@ -159,7 +87,7 @@ def s3fd() -> Row:
     images = [*torch.randint(0, 256, (8, 480, 854, 3), dtype=torch.uint8).numpy()]
     own = seconds(lambda: s3fd.faces(fast, images))
     reference = seconds(lambda: [s3fd.faces(network, [image]) for image in images])
-    return Row(*_counts(network), "frames of 854x480, at a quarter", own / 8, reference / 8)
+    return Row(*size_of(network), "frames of 854x480, at a quarter", own / 8, reference / 8)
 
 
 def raft() -> Row:
@@ -171,64 +99,7 @@ def raft() -> Row:
     images = torch.randint(0, 256, (pairs + 1, 3, 184, 320), dtype=torch.uint8)
     own = seconds(lambda: flows(network, images), 1)
     reference = seconds(lambda: [flows(network, images[at : at + 2]) for at in range(pairs)], 1)
-    return Row(*_counts(network), "pairs of 320x184", own / pairs, reference / pairs)
-
-
-def whisper() -> Row:
-    """10 s of sound by 2 of large-v3's 32 layers, against transformers' own front end and call; keys and parameters are
-    those of the whole encoder."""
-    from transformers import WhisperConfig, WhisperFeatureExtractor
-    from transformers.models.whisper.modeling_whisper import WhisperEncoder
-
-    from tasks.networks.whisper import states
-
-    large = {"num_mel_bins": 128, "d_model": 1280, "encoder_attention_heads": 20, "encoder_ffn_dim": 5120}
-    with torch.device("meta"):
-        counts = _counts(WhisperEncoder(WhisperConfig(**large, encoder_layers=32)))
-    encoder = WhisperEncoder(WhisperConfig(**large, encoder_layers=2)).to(device()).eval().requires_grad_(False)
-    samples, front = torch.randn(160_000).numpy() * 0.1, WhisperFeatureExtractor(128)
-
-    def plain() -> Tensor:
-        heard = front(samples, sampling_rate=16_000, return_tensors="pt").input_features
-        return encoder(heard.to(device())).last_hidden_state.cpu()
-
-    own = seconds(lambda: states(encoder, samples), 1)
-    with torch.inference_mode():
-        reference = seconds(plain, 1)
-    return Row(*counts, "windows of 30 s through 2 layers", own, reference)
-
-
-def qalign() -> Row:
-    """What is ours of it: pictures made ready and put to a tiny model, against CLIP's image processor in transformers,
-    one at a time."""
-    import tempfile
-    from pathlib import Path
-
-    import numpy as np
-    from PIL import Image
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    from tasks import remote_code
-    from tasks.networks import qalign
-    from tests import tiny_weights
-
-    images = [*torch.randint(0, 256, (4, 480, 854, 3), dtype=torch.uint8).numpy()]
-    side = {"height": qalign.SIDE, "width": qalign.SIDE}
-    front = CLIPImageProcessorPil(size=side, crop_size=side)
-
-    def prepared(image: np.ndarray) -> Tensor:
-        square = Image.new("RGB", (854, 854), (122, 116, 104))
-        square.paste(Image.fromarray(image), (0, 187))
-        return front(square, return_tensors="pt").pixel_values[0]
-
-    with tempfile.TemporaryDirectory() as folder:
-        tiny_weights.qalign(Path(folder) / "qalign")
-        with patch.dict(os.environ, {"UNDERSTUDY_WEIGHTS": folder, "HF_MODULES_CACHE": f"{folder}/modules"}):
-            model = qalign.load(remote_code.digest("qalign"))
-    own = seconds(lambda: model.images(images, "quality"))
-    with patch.object(qalign, "prepared", prepared):
-        reference = seconds(lambda: [model.images([image], "quality") for image in images])
-    return Row(*_counts(model._network), "pictures of 854x480, model aside", own / 4, reference / 4)
+    return Row(*size_of(network), "pairs of 320x184", own / pairs, reference / pairs)
 
 
 def fid_inception() -> Row:
@@ -239,7 +110,7 @@ def fid_inception() -> Row:
     images = torch.rand(4, 3, 256, 256)
     own = seconds(lambda: features(network, images), 1)
     reference = seconds(lambda: features(network, images, batch=1), 1)
-    return Row(*_counts(network), "pictures", own / 4, reference / 4)
+    return Row(*size_of(network), "pictures", own / 4, reference / 4)
 
 
 def i3d() -> Row:
@@ -248,7 +119,7 @@ def i3d() -> Row:
 
     network = I3d().to(device()).eval().requires_grad_(False)
     videos = torch.rand(1, 3, 16, 224, 224) * 2 - 1
-    return Row(*_counts(network), "frames, of videos of 16", seconds(lambda: features(network, videos), 1) / 16, None)
+    return Row(*size_of(network), "frames, of videos of 16", seconds(lambda: features(network, videos), 1) / 16, None)
 
 
 def scrfd() -> Row:
@@ -278,23 +149,29 @@ def arcface() -> Row:
     with torch.inference_mode():
         own = seconds(lambda: network(faces), 1)
         reference = seconds(lambda: [network(face) for face in faces.split(1)], 1)
-    return Row(*_counts(network), "faces", own / 4, reference / 4)
+    return Row(*size_of(network), "faces", own / 4, reference / 4)
 
 
 NETWORKS: dict[str, Callable[[], Row]] = {
     "syncnet": syncnet,
     "s3fd": s3fd,
     "xpose": xpose,
-    "wan-vae-encode": partial(wan_vae, False),
-    "wan-vae-decode": partial(wan_vae, True),
-    "umt5": umt5,
+    "wan-vae-encode": partial(library_rows.wan_vae, False),
+    "wan-vae-decode": partial(library_rows.wan_vae, True),
+    "wan-vace": library_rows.wan_vace,
+    "umt5": library_rows.umt5,
     "raft": raft,
-    "whisper": whisper,
-    "qalign": qalign,
+    "whisper": library_rows.whisper,
+    "qalign": library_rows.qalign,
     "fid-inception": fid_inception,
     "i3d": i3d,
     "scrfd": scrfd,
     "arcface": arcface,
+    "yolo": library_rows.yolo,
+    "paddleocr": library_rows.paddleocr,
+    "qwen2.5-omni": library_rows.qwen_omni,
+    "qwen-question": library_rows.qwen_question,
+    "minicpm-o": library_rows.minicpm_o,
 }
 
 
@@ -303,7 +180,11 @@ def main(names: list[str]) -> None:
     torch.manual_seed(0)
     print(f"{'network':<14} {'keys':>5} {'parameters':>13} {'items/s':>9} {'reference':>9}  items ({device()})")
     for name in names or NETWORKS:
-        row = NETWORKS[name]()
+        try:
+            row = NETWORKS[name]()
+        except NotMeasured as why:
+            print(f"{name:<14} not measured: {why}", flush=True)
+            continue
         reference = "" if row.reference_seconds is None else f"{row.reference_seconds / row.seconds:.2f} x"
         print(
             f"{name:<14} {row.keys:>5} {row.parameters:>13,} {1 / row.seconds:>9.3g} {reference:>9}  {row.items}",

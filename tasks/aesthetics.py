@@ -149,9 +149,11 @@ class QAlignJudge:
 
     @staticmethod
     def version() -> str:
-        code = remote_code.digest("qalign")
+        from tasks.networks.qalign import precision
+
+        code, kind = remote_code.digest("qalign"), str(precision()).removeprefix("torch.")
         libraries = ", ".join(f"{name} {version(name)}" for name in ("transformers", "torch", "pillow"))
-        return f"qalign {weights.digest('qalign')}, code {code}, {libraries}"
+        return f"qalign {weights.digest('qalign')} in {kind}, code {code}, {libraries}"
 
     @staticmethod
     def check(settings: AestheticsSettings) -> None:

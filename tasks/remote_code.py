@@ -12,14 +12,15 @@ from tasks.stage import MissingBackend
 def digest(name: str) -> str:
     """12 hex digits over the Python files in a network's folder, and over what its configurations would have run.
 
-    Raises MissingBackend, also where that is code from somewhere else: of another place in the hub, or not there.
+    Raises MissingBackend, also where that is code from somewhere else: of another place in the hub or on the disk, or
+    not there.
     """
     folder, whole = weights.find(name), hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
+    code = sorted(folder.rglob("*.py"))
+    for path in code:
         whole.update(f"{path.relative_to(folder)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     for path, reference in _references(folder):
-        module = reference.rpartition(".")[0]
-        if "--" in reference or not (folder / f"{module}.py").is_file():
+        if "--" in reference or folder / f"{reference.rpartition('.')[0]}.py" not in code:
             raise MissingBackend(
                 f"{path} would have {reference} run, which is not among the code beside the weights of {name}; get the "
                 f"published files again. {weights.published(name).instead} serves without"

@@ -104,9 +104,8 @@ class Whisper:
 
     @staticmethod
     def version() -> str:
-        return (
-            f"whisper {weights.digest('whisper')}, torch {_version('torch')}, transformers {_version('transformers')}"
-        )
+        torch, transformers = (importlib.metadata.version(name) for name in ("torch", "transformers"))
+        return f"whisper {weights.digest('whisper')}, torch {torch}, transformers {transformers}"
 
     @staticmethod
     def check(settings: SpeechSettings) -> None:

@@ -168,8 +168,10 @@ class SyncNetLips:
 
     @staticmethod
     def version() -> str:
-        libraries = (f"{name} {version(name)}" for name in ("torch", "scipy", "opencv-python-headless"))
-        return f"syncnet {weights.digest('syncnet')}, {', '.join(libraries)}"
+        import cv2
+
+        libraries = f"torch {version('torch')}, scipy {version('scipy')}, opencv {cv2.__version__}"
+        return f"syncnet {weights.digest('syncnet')}, {libraries}"
 
     @staticmethod
     def check() -> None:
@@ -265,9 +267,9 @@ class Sync(Stage[SyncSettings]):
             filters ask for 3 (LatentSync), and for offsets of 6 frames at most.
         distance: `lips`: 1 - the first canonical correlation of lips and sound at the best lag, 0 to 1. `syncnet`:
             Sync-D, the least mean distance of the vectors, 0 and up; 5 to 9 where lips and sound fit.
-        reason: why nothing can be told: "too short", "no sound", "no face" (seen for less than 2 s; `syncnet`: in not
-            more than 50 frames of 1/25 s without a gap of over a second), "no speech" (less than 1 s of it, by Silero
-            VAD), or "".
+        reason: why nothing can be told: "too short", "no sound", "no face" (seen for less than 2 s; `syncnet`: without
+            a gap of over a second in no more than 2 s, or twice `max_offset_s` and 0.2 s where that is more), "no
+            speech" (less than 1 s of it, by Silero VAD), or "".
     """
 
     name: ClassVar[str] = "sync"

@@ -50,6 +50,7 @@ class Published:
         "" where a library reads a format of its own.
     notice: said when the backend is chosen.
     also: patterns of files that are pulled along where the source has them, such as the index of several files.
+    single: whether its checkpoint is one file, so that of several in the folder none is chosen silently.
     serves: who uses it, where no stage's backend does.
     """
 
@@ -62,6 +63,7 @@ class Published:
     takes: str = ""
     notice: str = ""
     also: tuple[str, ...] = ()
+    single: bool = False
     serves: str = ""
 
     @property
@@ -114,9 +116,16 @@ def missing(entry: Published, folder: Path) -> list[str]:
 
 
 def files(name: str, folder: Path | None = None) -> list[Path]:
-    """All files of a network, in the catalogue's order; in its own folder when None. Raises MissingBackend."""
-    folder = folder or find(name)
-    return list(dict.fromkeys(path for wanted in published(name).files for path in _matches(folder, wanted)))
+    """All files of a network, in the catalogue's order; in its own folder when None. Raises MissingBackend, and
+    WrongWeights where nobody can tell which of several files is the checkpoint."""
+    folder, entry = folder or find(name), published(name)
+    found = list(dict.fromkeys(path for wanted in entry.files for path in _matches(folder, wanted)))
+    if entry.single and len(found) > 1:
+        raise WrongWeights(
+            f"{folder} holds {len(found)} files of which each may be the checkpoint of {name}: "
+            f"{', '.join(path.name for path in found)}; leave the one that is meant there, and move the others away"
+        )
+    return found
 
 
 def _matches(folder: Path, wanted: str) -> list[Path]:
@@ -153,7 +162,8 @@ def misfits(name: str, folder: Path) -> list[str]:
     except MissingBackend:
         raise
     except Exception as error:  # a config.json of another network, or a broken one: the libraries' errors are many
-        raise WrongWeights(f"what {folder} says of itself is not {name}: {type(error).__name__}: {error}") from None
+        said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise WrongWeights(f"what {folder} says of itself is not {name}: {said}") from None
     return compare(takes, shapes(*(path for path in paths if path.suffix in _SUFFIXES)))
 
 
@@ -171,19 +181,29 @@ def compare(takes: Mapping[str, tuple[int, ...]], has: Mapping[str, tuple[int, .
 
 
 def shapes(*paths: Path) -> Shapes:
-    """The keys and shapes of checkpoints, without reading the numbers of safetensors. Raises WrongWeights."""
+    """The keys and shapes of a checkpoint of one file or several, without reading the numbers of safetensors. Raises
+    WrongWeights, also where two files have the same key: they are not parts of one checkpoint."""
     found: Shapes = {}
+    holder: dict[str, Path] = {}
     for path in paths:
         if path.suffix == ".safetensors":
             from safetensors import SafetensorError, safe_open
 
             try:
                 with safe_open(path, framework="numpy") as tensors:
-                    found |= {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
+                    here = {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}  # noqa: SIM118
             except (SafetensorError, OSError) as error:
                 raise WrongWeights(f"{path} cannot be read as safetensors: {error}") from None
         else:
-            found |= {key: tuple(tensor.shape) for key, tensor in read(path).items()}
+            here = {key: tuple(tensor.shape) for key, tensor in read(path).items()}
+        for key in here:
+            if key in holder:
+                raise WrongWeights(
+                    f"{key} is in {holder[key].name} and in {path.name} of {path.parent}, which are not parts of one "
+                    "checkpoint; leave there those that are meant, and move the others away"
+                )
+            holder[key] = path
+        found |= here
     return found
 
 

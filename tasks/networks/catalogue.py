@@ -44,6 +44,7 @@ CATALOGUE: dict[str, Published] = {
             "pose's backend `landmarks`",
             "tasks.networks.xpose:takes",
             _RESEARCH,
+            single=True,
         ),
         Published(
             "whisper",
@@ -102,6 +103,7 @@ CATALOGUE: dict[str, Published] = {
             "people's backend `mediapipe`",
             "",
             "AGPL-3.0: software that uses it over a network must offer its source",
+            single=True,
         ),
         Published(
             "qwen2.5-omni",

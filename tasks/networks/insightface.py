@@ -5,7 +5,7 @@ antelopev2's scrfd_10g_bnkps.onnx and glintr100.onnx. Pictures here are RGB; the
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -84,21 +84,6 @@ def _apart(found: np.ndarray) -> list[int]:
     return kept
 
 
-def largest(
-    found: Detections, count: int, image_size: tuple[int, int], by: Literal["middle", "area"] = "middle"
-) -> Detections:
-    """The `count` largest faces: "area" alone, or less twice the squared distance to the picture's "middle".
-
-    image_size: (width, height)."""
-    x0, y0, x1, y1 = found.boxes[:, :4].T
-    value = (x1 - x0) * (y1 - y0)
-    if by == "middle":
-        away = np.stack([(x0 + x1) / 2 - image_size[0] // 2, (y0 + y1) / 2 - image_size[1] // 2])
-        value = value - 2 * (away**2).sum(0)
-    order = value.argsort()[::-1][:count]
-    return Detections(found.boxes[order], found.points[order])
-
-
 class Scrfd:
     """The detector of a pack, at 640x640 where its graph leaves the size open."""
 
@@ -147,11 +132,11 @@ def _session(path: Path, outputs: int) -> "InferenceSession":
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1  # the workers are the parallelism
     options.log_severity_level = 3
+    # on a GPU it rounds to ten bits unless told not to
+    exact = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}
     have = onnxruntime.get_available_providers()
     try:
-        session = onnxruntime.InferenceSession(
-            path, options, [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in have]
-        )
+        session = onnxruntime.InferenceSession(path, options, [(name, exact[name]) for name in exact if name in have])
     except Exception as error:  # onnxruntime's errors have no common class
         raise weights.WrongWeights(f"{path} cannot be read as ONNX: {str(error).splitlines()[0]}") from None
     found = len(session.get_outputs())

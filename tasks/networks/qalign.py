@@ -41,7 +41,7 @@ class QAlign:
     def video(self, frames: Sequence[np.ndarray], asked: Asked) -> float:
         """How good a film is, its frames in one prompt: another number than the mean of their own.
 
-        frames: one a second (`video_frames`), [height, width, 3] uint8 RGB each. Returns: 1 to 5.
+        frames: one a second, and one of a film below that; [height, width, 3] uint8 RGB each. Returns: 1 to 5.
         """
         return float(self._scored(torch.stack([prepared(frame) for frame in frames])[None], asked, "video")[0])
 
@@ -86,28 +86,27 @@ def prepared(image: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
 
-def video_frames(frames: int, fps: float) -> list[int]:
-    """Which frames of a film are looked at, one a second. Of a film below a second, for which the reference takes
-    none, the middle one."""
-    return [int(fps * second) for second in range(int(frames / fps))] or [frames // 2]
+def precision() -> torch.dtype:
+    """What the model computes in unless told otherwise: half precision on a GPU, as published; float32 elsewhere, where
+    half precision is slow."""
+    return torch.float16 if device().type == "cuda" else torch.float32
 
 
 def load(trusted: str, dtype: torch.dtype | None = None) -> QAlign:
     """The model with its published weights, run by the code beside them.
 
-    trusted: the hash by which the recipe trusts that code (tasks.remote_code). dtype: half precision on a GPU when
-    None, as published; float32 elsewhere. Raises MissingBackend, WrongWeights.
+    trusted: the hash by which the recipe trusts that code (tasks.remote_code). dtype: `precision` when None. Raises
+    MissingBackend, WrongWeights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     remote_code.check("qalign", "aesthetics.remote_code", trusted)
-    folder, where = weights.find("qalign"), device()
-    dtype = dtype or (torch.float16 if where.type == "cuda" else torch.float32)
+    folder = weights.find("qalign")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         network: Any = AutoModelForCausalLM.from_pretrained(
-            folder, local_files_only=True, trust_remote_code=True, dtype=dtype
+            folder, local_files_only=True, trust_remote_code=True, dtype=dtype or precision()
         )
     except Exception as error:  # whatever the code beside the weights raises
         raise weights.WrongWeights(f"Q-Align in {folder} cannot be loaded: {type(error).__name__}: {error}") from error
-    return QAlign(network.to(where).eval().requires_grad_(False), tokenizer)
+    return QAlign(network.to(device()).eval().requires_grad_(False), tokenizer)

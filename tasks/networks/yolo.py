@@ -26,7 +26,9 @@ JOINTS = 17  # COCO's: nose, eyes, ears, shoulders, elbows, wrists, hips, knees,
 
 _SIDE = 640  # pixels of a picture's longer side, as the networks were trained
 _OVERLAP = 0.7  # from which two boxes are of one person, as ultralytics predicts
-_BATCH = 8  # pictures at a time, some 100 MB each through the largest network
+# pictures at a time, some 100 MB each through the largest network; a CPU's caches hold no more
+_BATCH, _BATCH_ON_CPU = 8, 2
+_INSTEAD = "install it with `pip install 'understudy[yolo]'`; people's backend `mediapipe` serves without"
 # what checkpoints hold besides numbers; `getattr` names a method of the last layer
 _HELD = re.compile(r"(ultralytics|torch\.nn|numpy|pathlib)\..+|builtins\.getattr")
 _ARCHITECTURE = re.compile(r"yolov?\d+[a-z](-p[26])?(-pose)?(-p[26])?")  # detects, or finds joints; no masks, no words
@@ -116,6 +118,7 @@ class Yolo:
         self._network = network.fuse(verbose=False).to(device, dtype).eval().requires_grad_(False)
         self._classes_count, self._person = len(checkpoint.names), people[0]
         self._device, self._dtype = device, dtype
+        self._batch = _BATCH_ON_CPU if device.type == "cpu" else _BATCH
 
     @torch.inference_mode()
     def __call__(self, images: list[np.ndarray], least: float) -> list[Seen]:
@@ -123,7 +126,8 @@ class Yolo:
 
         images: [height, width, 3] uint8 RGB each, of any number. least: score of a person, 0 to 1.
         """
-        return [one for at in range(0, len(images), _BATCH) for one in self._seen(images[at : at + _BATCH], least)]
+        batches = (images[at : at + self._batch] for at in range(0, len(images), self._batch))
+        return [one for batch in batches for one in self._seen(batch, least)]
 
     def _seen(self, images: list[np.ndarray], least: float) -> Iterator[Seen]:
         from ultralytics.data.augment import LetterBox
@@ -158,9 +162,12 @@ def _definition(checkpoint: Checkpoint, path: Path) -> "DetectionModel":
     # read when ultralytics is imported: it looks for a network, fetches packages and talks unless it is told not to
     for name, value in (("YOLO_OFFLINE", "true"), ("YOLO_AUTOINSTALL", "false"), ("YOLO_VERBOSE", "false")):
         os.environ.setdefault(name, value)
-    import ultralytics
-    from ultralytics.nn import tasks
-    from ultralytics.utils import YAML
+    try:
+        import ultralytics
+        from ultralytics.nn import tasks
+        from ultralytics.utils import YAML
+    except (ImportError, RuntimeError) as error:  # the latter from libraries that were built for another torch
+        raise MissingBackend(f"ultralytics {release} cannot be imported: {error}; {_INSTEAD}") from None
 
     wanted = checkpoint.architecture
     folder = Path(ultralytics.__file__).parent / "cfg" / "models"
@@ -178,7 +185,8 @@ def _definition(checkpoint: Checkpoint, path: Path) -> "DetectionModel":
 
 def load(device: torch.device, dtype: torch.dtype = torch.float32) -> Yolo:
     """The network whose checkpoint is there. Raises MissingBackend, WrongWeights."""
-    return Yolo(weights.files("yolo")[0], device, dtype)
+    (path,) = weights.files("yolo")
+    return Yolo(path, device, dtype)
 
 
 def check() -> str:
@@ -186,7 +194,4 @@ def check() -> str:
     try:
         return version("ultralytics")
     except PackageNotFoundError:
-        raise MissingBackend(
-            "ultralytics is not installed; install it with `pip install 'understudy[yolo]'`; people's backend "
-            "`mediapipe` serves without"
-        ) from None
+        raise MissingBackend(f"ultralytics is not installed; {_INSTEAD}") from None

@@ -17,10 +17,10 @@ from tasks.clip import SAMPLE_RATE, Clip, ClipRecord
 from tasks.log_mel import frame_windows, log_mel, mel_filters
 from tasks.speech import Speech, SpeechSettings, VoiceDetector, speech_spans
 from tasks.stage import MissingBackend
+from tests.parity import arrays, needs_parity
 
 ClipOf = Callable[..., Clip]
 ROOT = Path(__file__).parents[2]
-FIXTURE = ROOT.parent / "shared" / "parity" / "whisper" / "frontend.npz"
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +43,10 @@ def clip_with(samples: np.ndarray | None, folder: Path, frames: int = 50, fps: i
     return Clip(ClipRecord("c", "s", 0.0, frames / fps, fps, frames, 64, 64, "", ""), folder / "no.mp4", path)
 
 
-@pytest.mark.skipif(not FIXTURE.exists(), reason="the reference numbers are not here")
+@needs_parity
 @pytest.mark.parametrize("num_mels", [80, 128])
 def test_the_front_end_gives_whispers_numbers(num_mels: int) -> None:
-    reference = np.load(FIXTURE)
+    reference = arrays("whisper/frontend.npz")
     found = log_mel(reference["signal_int16"] / 32768, num_mels)
     close = {"rtol": 1e-4, "atol": 1e-5}
     np.testing.assert_allclose(mel_filters(num_mels), reference[f"mel_filters{num_mels}"], **close)

@@ -59,7 +59,7 @@ def takes(folder: Path) -> weights.Shapes:
 
 def load(device: torch.device, dtype: torch.dtype = torch.float32) -> ObjectTokens:
     """The object level with its published weights. Raises MissingBackend, WrongWeights."""
-    (path,) = weights.files("xpose")[:1]
+    (path,) = weights.files("xpose")
     with torch.device("meta"):
         network = XPose()
     network = network.to_empty(device="cpu")

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from tasks import remote_code
 from tasks.aesthetics import Aesthetics, AestheticsSettings
@@ -37,13 +38,6 @@ def test_pixels_are_the_references() -> None:
     np.testing.assert_allclose(found[:, ::4, ::4], known["pixel_values_every4"], atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("frames", "fps", "wanted"), [(100, 25, [0, 25, 50, 75]), (74, 24.5, [0, 24, 49]), (10, 25, [5]), (1, 25, [0])]
-)
-def test_a_film_is_looked_at_once_a_second_and_never_not_at_all(frames: int, fps: float, wanted: list[int]) -> None:
-    assert qalign.video_frames(frames, fps) == wanted
-
-
 def test_code_beside_weights_runs_only_when_it_is_named(folder: Path) -> None:
     with pytest.raises(MissingBackend, match=r"only when you say so.*remote_code: [0-9a-f]{12}"):
         Aesthetics(AestheticsSettings(backend="qalign")).check()
@@ -62,6 +56,16 @@ def test_pictures_and_films_are_rated_by_the_model(folder: Path, clip_of: Callab
     assert alone[0] < 2 < 4 < alone[-1]
     np.testing.assert_allclose(alone[3], model.images(images[3:4], "quality")[0], rtol=1e-6)
     assert model.video(images, "quality") > np.mean(alone)
+
+
+def test_rows_of_a_gpu_are_not_taken_for_those_of_a_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half precision rates a little otherwise."""
+    stage = Aesthetics(AestheticsSettings(backend="qalign", remote_code=remote_code.digest("qalign")))
+    monkeypatch.setattr(qalign, "device", lambda: torch.device("cpu"))
+    here = stage.backend_version()
+    assert next(qalign.load(remote_code.digest("qalign"))._network.parameters()).dtype == torch.float32
+    monkeypatch.setattr(qalign, "device", lambda: torch.device("cuda"))
+    assert "float32" in here and stage.backend_version() == here.replace("float32", "float16")
 
 
 def test_the_aesthetics_stage_rates_a_clip(folder: Path, clip_of: Callable[..., Clip]) -> None:

@@ -12,19 +12,14 @@ from tasks.networks import raft
 from tests import tiny_weights
 from tests.parity import arrays, listing, needs_parity, shapes
 
+NETWORK = "raft"
+
 
 @pytest.fixture(scope="module")
 def network() -> raft.Raft:
     network = raft.Raft()
     network.load_state_dict(tiny_weights.raft_state())
     return network.eval().requires_grad_(False)
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
-    (tmp_path / "raft").mkdir()
-    return tmp_path / "raft"
 
 
 @needs_parity

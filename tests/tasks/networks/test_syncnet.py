@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import soundfile
@@ -240,6 +241,7 @@ def test_the_stage_finds_late_sound_at_24_frames_a_second(clip_at: Callable[[int
     stage = Sync(SyncSettings(backend="syncnet", min_s=2.0))
     stage.check()
     assert stage.backend_version().startswith(f"syncnet {weights.digest('syncnet')}, torch ")
+    assert f"opencv {cv2.__version__}" in stage.backend_version()  # that which runs, whichever packages hold one
     clip = clip_at(24)
     track = FollowedFace()(clip, 50)
     assert track is not None

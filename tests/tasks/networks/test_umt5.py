@@ -22,25 +22,13 @@ from tests.parity import arrays, listing, needs_parity, shapes
 if TYPE_CHECKING:
     from transformers import UMT5EncoderModel
 
+NETWORK = "umt5"
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def network() -> "UMT5EncoderModel":
     return tiny_weights.umt5_network()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
-    (tmp_path / "umt5" / "text_encoder").mkdir(parents=True)
-    return tmp_path / "umt5"
-
-
-@pytest.fixture
-def published(folder: Path) -> Path:
-    tiny_weights.umt5(folder)
-    return folder
 
 
 @needs_parity
@@ -57,6 +45,7 @@ def test_states_are_the_references(network: "UMT5EncoderModel") -> None:
 @needs_parity
 def test_every_published_key_and_shape_is_taken(folder: Path) -> None:
     known = shapes("wan/keys_umt5_xxl_encoder.json")
+    (folder / "text_encoder").mkdir()
     tiny_weights.umt5_tokenizer(folder / "tokenizer" / "tokenizer.json")
     (folder / "text_encoder" / "config.json").write_text(
         json.dumps(listing("wan/keys_umt5_xxl_encoder.json")["config"])

@@ -24,26 +24,13 @@ from tests.parity import arrays, listing, needs_parity, shapes
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
+NETWORK = "wan-vae"
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
 def vae() -> "AutoencoderKLWan":
     return tiny_weights.wan_vae_network()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
-    (tmp_path / "wan-vae").mkdir()
-    return tmp_path / "wan-vae"
-
-
-@pytest.fixture
-def published(folder: Path) -> Path:
-    """The small network in diffusers' layout."""
-    tiny_weights.wan_vae(folder)
-    return folder
 
 
 def pieces(video: Tensor) -> list[Tensor]:

@@ -21,6 +21,7 @@ from tests.noise import xpose_state
 from tests.parity import arrays, needs_parity, number, shapes
 
 # what neither the object level nor the prompts need; 110 M of the 220 M numbers
+NETWORK = "xpose"
 _UNUSED = ("clip_model.visual.", "label_enc.", "transformer.decoder.layers.3.", "transformer.decoder.layers.4.")
 
 
@@ -158,13 +159,6 @@ def test_a_frames_state_is_that_of_the_paper(found: Stages, known: dict[str, np.
 @pytest.fixture(scope="module")
 def state() -> dict[str, torch.Tensor]:
     return xpose_state()
-
-
-@pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
-    (tmp_path / "xpose").mkdir()
-    return tmp_path / "xpose"
 
 
 def write(path: Path, state: dict[str, torch.Tensor]) -> None:

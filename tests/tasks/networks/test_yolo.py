@@ -131,6 +131,17 @@ def test_what_is_missing_is_said_before_work_starts(tmp_path: Path, monkeypatch:
         stage.check()
 
 
+def test_a_library_that_cannot_be_imported_is_told_before_work_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: torch.nn.Module
+) -> None:
+    monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
+    save(tmp_path / "yolo" / "yolo11s-pose.pt", layers)
+    monkeypatch.setattr(yolo, "version", lambda name: "8.4")
+    monkeypatch.setitem(sys.modules, "ultralytics", None)
+    with pytest.raises(MissingBackend, match=r"ultralytics 8\.4 cannot be imported: .*`mediapipe` serves without"):
+        People(PeopleSettings(backend="yolo")).check()
+
+
 def _spread(layer: torch.nn.Conv2d, output: torch.Tensor) -> None:
     """Let what a layer says of a picture be spread around zero, by one."""
     layer.weight.data /= output.std((0, 2, 3)).view(-1, 1, 1, 1)
