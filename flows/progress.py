@@ -75,9 +75,8 @@ class StepProgress:
         if ended or time.monotonic() - self._shown_at >= _ARTIFACT_EVERY_S:
             self._shown_at = time.monotonic()
             try:
-                steps = "; ".join(f"{step} {count}" for step, count in by_step.items())
-                said = f"{self._name}: {done} of {total} {_errors(errors)}"
-                self._show_in_ui(100.0 * done / max(total, 1), f"{said}: {steps}" if steps else said)
+                counts = [f"{done} of {total}", _errors(errors), *(f"{step} {n}" for step, n in by_step.items())]
+                self._show_in_ui(100.0 * done / max(total, 1), f"{self._name}: {', '.join(filter(None, counts))}")
             except Exception as error:  # work of hours does not end because a server was away for a moment
                 log.warning("progress is not shown in the UI: %s", error)
 

@@ -233,7 +233,7 @@ class Curation:
             for outcome in self.engine.map(work.job, (u.value for u in units), sum(limits)):
                 unit = by_value[id(outcome.unit)]
                 partition = partition_of(unit.key, self.partitions)
-                name = getattr(unit.value, "name", unit.key)
+                name = _called(unit)
                 if outcome.error and not isinstance(work, Step):
                     log.warning("%s: %s; its stages are tried one by one", name, outcome.error)
                     self._lost.add(partition)
@@ -416,6 +416,12 @@ class Curation:
             nearest = min((_differences(about, step.about) for about in others), key=len)
             lines.append(f"{step.name}: made anew, because {', '.join(nearest) or 'what it starts from'} changed")
         return lines
+
+
+def _called(unit: Unit) -> str:
+    """What a log calls a unit: the address of a source, the clip_id of a clip."""
+    about = unit.value[0] if isinstance(unit.value, tuple) else unit.value
+    return about.info.uri if isinstance(about, Source) else unit.key
 
 
 def _decoder() -> str:
