@@ -3,11 +3,10 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from tasks.decode import clip_keyframes
+from tasks.clip_frames import Decoded, ToRgb
 
 TILE, TEXT, COLUMNS = (240, 136), 40, 4
 COLOURS = {"keep": "#2e7d32", "drop": "#c62828", "error": "#6a1b9a"}
@@ -16,8 +15,8 @@ COLOURS = {"keep": "#2e7d32", "drop": "#c62828", "error": "#6a1b9a"}
 def tile(out: Path, row: dict[str, str]) -> Image.Image:
     """A clip's middle key frame over its verdict."""
     path = out / "clips" / row["clip_id"][:2] / f"{row['clip_id']}.mp4"
-    frames = [frame for _, frame in clip_keyframes(path, 25)]
-    picture = Image.fromarray(np.asarray(frames[len(frames) // 2]))
+    frames = list(Decoded(path).keyframes())
+    picture = Image.fromarray(ToRgb(None)(frames[len(frames) // 2]))
     picture.thumbnail(TILE)
     tile = Image.new("RGB", (TILE[0], TILE[1] + TEXT), "white")
     tile.paste(picture, ((TILE[0] - picture.width) // 2, (TILE[1] - picture.height) // 2))

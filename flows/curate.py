@@ -1,4 +1,4 @@
-"""The `curate` flow: footage in, WebDataset shards out, one task a step and group of partitions."""
+"""The `curate` flow: footage in, WebDataset shards out, one task a piece of work and group of partitions."""
 
 from pathlib import Path
 from typing import Any, TypeVar, cast

@@ -67,6 +67,8 @@ class StepProgress:
         if self._bars is not None and self._bar is not None:
             self._bars.update(self._bar, completed=done, total=total, note=_errors(errors))
             for step, count in by_step.items():
+                if not count:
+                    continue
                 if step not in self._bar_of:
                     self._bar_of[step] = self._bars.add_task(f"  {step}", total=total, note="")
                 self._bars.update(self._bar_of[step], completed=count, total=count if ended else total)

@@ -9,7 +9,6 @@ import io
 import math
 import tempfile
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -212,7 +211,9 @@ def _written(clip: Clip, windows: np.ndarray, settings: CropSettings) -> bytes:
         path = Path(folder) / "crop.mp4"
         encoder = ClipEncoder(path, record.fps, (size, size), settings.qp, settings.preset, record.height)
         try:
-            for frame in islice(clip.pictures(), len(windows)):
+            for frame in clip.pictures():
+                if encoder.frames == len(windows):
+                    raise Unmeasurable(f"the picture has more than the {len(windows)} frames that it should have")
                 encoder.add(_cut(frame, windows[encoder.frames], size))
             if encoder.frames != len(windows):
                 raise Unmeasurable(f"the picture has {encoder.frames} frames and should have {len(windows)}")

@@ -22,7 +22,7 @@ from tasks import clips as clips_stage
 from tasks import ingest as ingest_stage
 from tasks import scenes as scenes_stage
 from tasks.clip import ClipRecord
-from tasks.engine import Engine, Outcome, store_access
+from tasks.engine import TOO_LONG, Engine, Outcome, store_access
 from tasks.findings import Finding, file_name
 from tasks.ingest import SourceInfo, signature
 from tasks.jobs import FindShots, Source, WriteClips, ingest_source
@@ -44,7 +44,8 @@ log = logging.getLogger(__name__)
 
 MEASURE = "measure"  # the work of all stages together
 
-_FLUSH_S = 20.0  # a kill costs at most this much work a step
+_FLUSH_S = 20.0  # a kill costs at most this much work, and what is under way
+_GRACE_S = 10.0
 _GROUP_SOURCES = 200  # partitions with fewer sources share a task
 _MOST_TASKS = 200  # a run: what Prefect's UI and server bear
 
@@ -65,7 +66,10 @@ class Curation:
         self.same_as: dict[str, str] = {}  # uri of a copy -> uri of the file that counts
         self.step: dict[str, Step] = {}
         self._plans: dict[str, StagePlan] = {}
-        self._lost: set[int] = set()  # partitions with a clip that ended its worker
+        self._described: set[str] = set()  # tables that the ledger says of what their fingerprint stands for
+        self._lost: set[str] = set()  # clips that ended their worker
+        asked = recipe.policy.columns()
+        self._judged = {name: {c: self.stages[name].columns[c] for c in asked.get(name, ())} for name in self.stages}
         self.upstream: dict[str, list[str]] = {}  # stage -> those before it that its measurement starts from
         self.reads: dict[str, tuple[str, ...]] = {}  # stage -> fields of the manifest that its measurement depends on
         for step in (self._ingest_step, self._scenes_step, self._clips_step):
@@ -167,7 +171,8 @@ class Curation:
         upstream = " ".join(f"{other}:{self.step[other].fingerprint}" for other in self.upstream[name])
         made = fingerprint(name, stage.version, stage.backend_version(), stage.settings, upstream)
         self._plans[name] = StagePlan(name, stage.settings, made, tuple(self.upstream[name]))
-        job = MeasureClip(tuple(self._plans.values()), self.recipe.policy, self.storage)
+        limits = {name: self.recipe.run.time_limit(name)}
+        job = MeasureClip(tuple(self._plans.values()), self.recipe.policy, self.storage, limits)
         names = pa.list_(pa.string())
         schema = schema_for({**stage.columns, "arrays": names, "arrays_bytes": int, "files": names, "files_bytes": int})
         about = _about(stage.version, stage.backend_version(), stage.settings)
@@ -182,23 +187,33 @@ class Curation:
         self, record: ClipRecord, tables: Mapping[str, Mapping[str, dict[str, Any]]]
     ) -> dict[str, Finding | None]:
         """What stages have found in a clip as it is now; None for those that could not measure it."""
-        known: dict[str, Finding | None] = {}
-        for name, rows in tables.items():
-            row, step = rows.get(record.clip_id), self.step[name]
+        rows = {}
+        for name, table in tables.items():
+            row, step = table.get(record.clip_id), self.step[name]
             if row is None or row["inputs"] != _inputs(record.metadata, self.reads[name]):
                 continue
-            if row["status"] == "ok" and not (self.retry_errors and step.gone(row)):
-                known[name] = Finding.of(name, step.fingerprint, row, self.stages[name].columns)
-            elif not self.retry_errors:
-                known[name] = None
+            if not self.retry_errors or (row["status"] == "ok" and not step.gone(row)):
+                rows[name] = row
+        taken = {other for name in self.stages if name not in rows for other in self.upstream[name]}
+        known: dict[str, Finding | None] = {}
+        for name, row in rows.items():
+            # many are held at once: of what nobody starts from, only what the policy asks for
+            whole = name in taken or self.stages[name].remakes_clip
+            columns = self.stages[name].columns if whole else self._judged[name]
+            made = self.step[name].fingerprint
+            known[name] = Finding.of(name, made, row, columns) if row["status"] == "ok" else None
         return known
 
     def _measuring(self) -> Work:
         """All stages, clip by clip, so that a clip is fetched and decoded once for all of them."""
 
         def units(partitions: Sequence[int]) -> list[Unit]:
-            # a clip that a stage has still to measure is not yet one of those after it
-            return [unit for name in self.stages for unit in self.step[name].units(partitions)]
+            # once each, from the first stage that it lacks on; several list it where their files are gone
+            found: dict[str, Unit] = {}
+            for name in self.stages:
+                for unit in self.step[name].units(partitions):
+                    found.setdefault(unit.key, unit)
+            return list(found.values())
 
         run = self.recipe.run
         limits = {name: run.time_limit(name) for name in self.stages}
@@ -221,22 +236,23 @@ class Curation:
         steps = [work] if isinstance(work, Step) else [self.step[name] for name in self.stages]
         # when a task is tried again, what its first try has done counts
         partitions = sorted({partition_of(unit.key, self.partitions) for unit in units})
-        units = [
-            u for step in steps for u in self._missing(step.name, partitions, [u for u in units if u.step == step.name])
-        ]
-        limits = [self.recipe.run.time_limit(step.name) for step in steps]
+        by_step = {step.name: [unit for unit in units if unit.step == step.name] for step in steps}
+        units = [unit for name, some in by_step.items() if some for unit in self._missing(name, partitions, some)]
+        limit_s = sum(self.recipe.run.time_limit(step.name) for step in steps)
+        if work.name in self.stages:
+            limit_s = 2 * limit_s + _GRACE_S  # the job sets itself an alarm, which is to come first
         by_value = {id(unit.value): unit for unit in units}
         rows: dict[tuple[str, int], list[dict[str, Any]]] = {}
         tally = {step.name: StepResult(0, 0, 0.0) for step in steps}
         done = errors = 0
         try:
-            for outcome in self.engine.map(work.job, (u.value for u in units), sum(limits)):
+            for outcome in self.engine.map(work.job, (u.value for u in units), limit_s):
                 unit = by_value[id(outcome.unit)]
                 partition = partition_of(unit.key, self.partitions)
                 name = _called(unit)
                 if outcome.error and not isinstance(work, Step):
                     log.warning("%s: %s; its stages are tried one by one", name, outcome.error)
-                    self._lost.add(partition)
+                    self._lost.add(unit.key)
                 for step_name, measured in self._rows(work, unit, outcome).items():
                     rows.setdefault((step_name, partition), []).append(measured.row)
                     failed = measured.row["status"] == "error"
@@ -263,8 +279,10 @@ class Curation:
         if outcome.error and not isinstance(work, Step):
             return {}
         if outcome.error or not measuring:
-            status = "error" if outcome.error else "ok"
-            row = {"key": unit.key, "inputs": unit.inputs, "status": status, "error": outcome.error}
+            status, error = "error" if outcome.error else "ok", outcome.error
+            if error == TOO_LONG:
+                error = f"took longer than {self.recipe.run.time_limit(work.name):g} s"
+            row = {"key": unit.key, "inputs": unit.inputs, "status": status, "error": error}
             return {work.name: Measured(row | (outcome.result or {}), 0.0)}
         metadata = unit.value.record.metadata
         return {
@@ -275,10 +293,14 @@ class Curation:
         }
 
     def _flush(self, rows: dict[tuple[str, int], list[dict[str, Any]]]) -> None:
-        for (name, partition), some in sorted(rows.items()):
+        # the last stage first: by the row that a unit lacked first it counts as done
+        order = list(self.step)
+        for (name, partition), some in sorted(rows.items(), key=lambda item: (-order.index(item[0][0]), item[0][1])):
             step = self.step[name]
             with store_access(f"write the ledger of {name}"):
-                self.ledger.describe(name, step.fingerprint, step.about)
+                if name not in self._described:
+                    self.ledger.describe(name, step.fingerprint, step.about)
+                    self._described.add(name)
                 self.ledger.write(name, step.fingerprint, partition, some, step.schema)
         rows.clear()
 
@@ -375,26 +397,33 @@ class Curation:
             tables[name] = table[table["inputs"] == table["key"].str[:16].map(present)]
         return join(clips, tables)
 
-    def walk(self) -> Iterator[tuple[Work, range]]:
+    def walk(self) -> Iterator[tuple[Work, Sequence[int]]]:
         """Each piece of work and group of partitions in order, for who runs each before asking for the next: all
         sources first, since the same file may stand in any partition; then depth first, so that scratch space does not
-        grow with the corpus."""
+        grow with the corpus; last, stage by stage, the clips that ended their worker."""
         everything = range(self.partitions)
         yield self.step["sources"], everything
         for group in self.groups():
             yield self.step["scenes"], group
             yield self.step["clips"], group
             yield self._measuring(), group
-            if self._lost.intersection(group):
-                for name in self.stages:
-                    yield self.step[name], group
+        if self._lost:
+            partitions = sorted({partition_of(key, self.partitions) for key in self._lost})
+            for name in self.stages:
+                yield self._of_the_lost(self.step[name]), partitions
+
+    def _of_the_lost(self, step: Step) -> Step:
+        def units(partitions: Sequence[int]) -> list[Unit]:
+            return [unit for unit in step.units(partitions) if unit.key in self._lost]
+
+        return dataclasses.replace(step, units=units)
 
     def groups(self) -> list[range]:
         """Neighbouring partitions put together until each group is worth a task of its own."""
         groups: list[range] = []
         total = sum(len(self.sources(partition)) for partition in range(self.partitions))
-        # scenes, clips, measuring and shards; the stages one by one are for few
-        most = max(1, _MOST_TASKS // 4 - 1)
+        # one for the sources, one a stage for clips that ended their worker; a group's scenes, clips, measuring, shards
+        most = max(1, (_MOST_TASKS - 1 - len(self.stages)) // 4)
         enough = max(_GROUP_SOURCES, -(-total // most))
         start = count = 0
         for partition in range(self.partitions):

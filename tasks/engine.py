@@ -9,6 +9,7 @@ import errno
 import multiprocessing
 import os
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -20,6 +21,8 @@ from typing import Any, Generic, TypeVar
 
 Unit = TypeVar("Unit")
 Result = TypeVar("Result")
+
+TOO_LONG = "took longer than its time limit"  # the error of a unit that was ended by its own alarm
 
 # The disk or the store is at fault, not the unit: going on would only mark every further unit as broken.
 _MACHINE_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
@@ -124,6 +127,8 @@ def _outcome(future: Any, unit: Unit, time_limit_s: float) -> Outcome[Unit, Any]
     except TimeoutError:
         return Outcome(unit, None, f"took longer than {time_limit_s:g} s")
     except ProcessExpired as error:
+        if error.exitcode == -signal.SIGALRM:
+            return Outcome(unit, None, TOO_LONG)
         return Outcome(unit, None, f"its worker process died (exit code {error.exitcode})")
     except CancelledError:
         return Outcome(unit, None, "cancelled")
@@ -163,13 +168,12 @@ def _prepare_worker(parent: int, scratch: str) -> None:
     """One thread a worker, since the workers are the parallelism; and an end when the run that started it is killed."""
     tempfile.tempdir = scratch
     os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
-    import signal
-
     import cv2
 
     cv2.setNumThreads(1)
     # an interrupt from the terminal is the parent's to handle: it stops the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)  # how a job ends that has set itself an alarm
     threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
 
 

@@ -93,7 +93,7 @@ class Motion(Stage[MotionSettings]):
             raise Unmeasurable(f"a picture of {width}x{height} is too narrow to measure motion in")
         scale = settings.short_side / min(width, height)
         size = (round(width * scale / 2) * 2, round(height * scale / 2) * 2)
-        # the frame on display in the middle of its turn, as tasks.decode.clip_frames takes it
+        # the frame on display in the middle of its turn, as tasks.clip_frames.images takes it
         indices = (int((number + 0.5) * fps / rate) if rate else number for number in count())
         steps: list[_Step] = []
         for flow, (before, index) in zip(self._flow.flows(clip.frames(rate, size)), pairwise(indices), strict=False):

@@ -10,10 +10,10 @@ import pytest
 
 from data_manifests.sources import SourceRow
 from data_manifests.storage import Storage
-from tasks.curation import Curation
+from tasks.curation import MEASURE, Curation
 from tasks.engine import Engine, StoreError
 from tasks.outcome import Outcome, ShardError
-from tasks.recipe import load_recipe
+from tasks.recipe import load_recipe, recipe_of
 from tasks.work import StepResult, Unit, summed
 
 Run = Callable[..., tuple[dict[str, int], Outcome]]
@@ -99,6 +99,50 @@ def test_a_stage_that_takes_too_long_costs_its_own_row(run: Run, world: Any, tmp
         return {str(path.relative_to(tmp_path / out)): path.read_bytes() for path in files}
 
     assert written("out") == written("undisturbed")
+
+
+def test_rows_that_a_failing_store_has_cost_are_made_by_the_next_try(
+    engine: Engine, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [SourceRow(str(world.path("talk_3s.mp4")), {}, "manifest")]
+    curation = Curation(load_recipe("tests/three_stages.yaml"), Storage(str(tmp_path)), rows, engine)
+    for work, group in curation.walk():
+        units = work.units(group)
+        if work.name == MEASURE:
+            break
+        curation.run(work, units)
+    write = curation.ledger.write
+
+    def fails(table: str, *rest: Any) -> None:
+        if table == "motion":
+            raise OSError(5, "Input/output error")
+        write(table, *rest)
+
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="ledger of motion"):
+        patch.setattr(curation.ledger, "write", fails)
+        curation.run(work, units)
+    assert list(curation.run(work, units)) == ["people", "motion", "speech"]
+    assert not any(step.units(group) for name, step in curation.step.items() if name in curation.stages)
+
+
+def test_a_clip_whose_files_are_gone_is_taken_through_its_stages_once(
+    engine: Engine, world: Any, tmp_path: Path
+) -> None:
+    section = {"clips": {"fps": 25, "short_side": 128, "min_s": 2}, "measure": {"speech": {}, "latents": {}}}
+    rows = [SourceRow(str(world.path("talk_3s.mp4")), {}, "manifest")]
+
+    def done(retry_errors: bool) -> dict[str, int]:
+        recipe = recipe_of({**section, "name": "two"}, "here")
+        curation = Curation(recipe, Storage(str(tmp_path)), rows, engine, retry_errors)
+        results: dict[str, StepResult] = {}
+        for work, group in curation.walk():
+            results = summed(results, curation.run(work, work.units(group)))
+        return {name: result.done for name, result in results.items()}
+
+    done(False)
+    shutil.rmtree(tmp_path / "features")
+    assert done(True) == {"speech": 1, "latents": 1}
+    assert done(True) == {}
 
 
 def test_a_new_caption_is_measured_again_and_nothing_else(run: Run, world: Any) -> None:
