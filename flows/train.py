@@ -29,6 +29,7 @@ from training.config import load_training
 from training.job import Job, Outcome, TrainingError
 from training.launch import launch
 from training.learner import ActiveMindLearner
+from training.loader import tiers_within
 from training.phases import PhaseError, weights_folder
 from training.previews import lip_probe
 from training.sample_reader import check_words
@@ -126,7 +127,8 @@ def train(parameters: TrainParameters) -> list[Outcome]:
     tiers = load(parameters.manifest).tiers
     for name in chosen:
         tier = recipe.phases[name].tier
-        if tier not in tiers:
+        # a small corpus may be good enough that all of it is in a narrower tier
+        if not tiers.keys() & {*tiers_within(recipe.data.tiers, tier)}:
             raise TrainingError(
                 f"{parameters.manifest} has no tier {tier}, which phase {name} trains on; it has "
                 f"{', '.join(sorted(tiers))}. Name the other phases alone, or give this one another tier in the recipe"

@@ -23,6 +23,10 @@ class LoaderError(RuntimeError):
     """The data cannot be read as asked for; the message says what and what to do."""
 
 
+class NothingToTake(LoaderError):
+    """An epoch without a sample that any batch takes."""
+
+
 class Place(NamedTuple):
     """A sample: the epoch that it is seen in, the number of its shard by name, its number within the shard."""
 
@@ -119,7 +123,7 @@ def plan(
     find: for each of some samples its bucket and whatever the batch should carry of it; None for one that no batch
         takes. It must give the same at any time.
 
-    Raises LoaderError when an epoch has no sample that any batch takes.
+    Raises NothingToTake when an epoch has no sample that any batch takes, LoaderError for a state of other data.
     """
     buckets: dict[Bucket, list[tuple[Place, Item]]] = {}
     for place, found in zip(state.pending, find(list(state.pending)), strict=True):
@@ -143,5 +147,5 @@ def plan(
                     pending = tuple(place for waiting in buckets.values() for place, _ in waiting)
                     yield Planned(found[0], bucket, State(epoch, at, pending, batches))
         if whole and not taken:
-            raise LoaderError("no sample of the dataset can be used; what was left out, and why, is said above")
+            raise NothingToTake("no sample of the dataset can be used")
         epoch, at = epoch + 1, 0

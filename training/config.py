@@ -179,11 +179,12 @@ class TrainingRecipe(Strict):
         return self
 
     def chosen(self, names: list[str] | None) -> list[str]:
-        """These phases, or all of them, in the recipe's order. Raises RecipeError for one that is not there."""
+        """These phases, all of them where none is named, in the recipe's order. Raises RecipeError for one that is not
+        there."""
         for name in names or ():
             if name not in self.phases:
                 raise RecipeError(f"phases: {unknown_key(name, list(self.phases)).replace('key', 'phase', 1)}")
-        return [name for name in self.phases if names is None or name in names]
+        return [name for name in self.phases if not names or name in names]
 
     def digest(self) -> str:
         """12 hex digits over all that changes what is learnt."""

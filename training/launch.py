@@ -8,9 +8,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
+from data_manifests.samples import brief
 from data_manifests.storage import Storage
 from tasks.exclusive import OutputError, exclusive
 from training.job import Job, Outcome, TrainingError
+from training.tracking import MLFLOW_WHERE
 from training.trainer import train_phase
 
 # Ray Train's second version; nothing is sent to anybody
@@ -112,17 +114,25 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
     ours = not ray.is_initialized()
     if ours:
         here: dict[str, Any] = {"num_cpus": workers + 1, "include_dashboard": False}
-        ray.init(
-            **({"address": address} if address else here),
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": dict(_RAY_SETTINGS)},
-        )
+        try:
+            ray.init(
+                **({"address": address} if address else here),
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                runtime_env={"env_vars": workers_environment()},
+            )
+        except ConnectionError as error:
+            raise TrainingError(f"no Ray cluster is reached at {address or 'this machine'}: {brief(error)}") from None
     try:
         yield
     finally:
         if ours:
             ray.shutdown()
+
+
+def workers_environment() -> dict[str, str]:
+    """What the workers' environment has beside a cluster's own: where curves go is said where a training is started."""
+    return {**_RAY_SETTINGS, **{name: os.environ[name] for name in MLFLOW_WHERE if name in os.environ}}
 
 
 def _innermost(error: BaseException) -> str:

@@ -23,7 +23,7 @@ from data_manifests.storage import Storage
 from tasks.latent_codec import STRIDE_T, latent_frames
 from tasks.latents import LatentsSettings
 from training.batch import Batch
-from training.buckets import LoaderError, Order, Place, Planned, State, draws, plan, share
+from training.buckets import LoaderError, NothingToTake, Order, Place, Planned, State, draws, plan, share
 from training.clip_latents import ClipLatents
 from training.config import Conditions
 from training.sample_reader import Arrays, Bucket, SampleReader, sound_of
@@ -52,6 +52,11 @@ class _Faults:
 
     def __len__(self) -> int:
         return len(self._bad)
+
+    @property
+    def first(self) -> str:
+        """The first bad sample, and what is wrong with it; "" where there is none."""
+        return next((f"{name}: {what}" for name, what in self._bad.items()), "")
 
     def good(self) -> None:
         with self._lock:
@@ -127,6 +132,7 @@ class Loader:
         if not 0 <= rank < ranks <= batch:
             raise LoaderError(f"worker {rank} of {ranks} has no part in a batch of {batch}")
         self._shards = _of_tiers(load(address), tiers, address)
+        self._address = address
         self._storage = Storage(address.rpartition("/")[0] or ("/" if address.startswith("/") else "."))
         self._lengths = sorted({latent_frames(count) for count in frames}, reverse=True)
         self._batch, self._rank, self._ranks, self._fps, self._seed = batch, rank, ranks, fps, seed
@@ -215,6 +221,10 @@ class Loader:
                 put((planned.state, pool.submit(self._make, planned)))
                 if stop.is_set():
                     return
+        except NothingToTake as error:
+            reasons = {f"cannot be read, such as {self._planning.first}": len(self._planning), **self.left_out}
+            why = "; ".join(f"{count} ({reason})" for reason, count in reasons.items() if count)
+            put(LoaderError(f"{error}, of {self.samples} in {self._address}: {why}"))
         except BaseException as error:
             put(error)
 

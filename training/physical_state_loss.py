@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tasks.keypoints import PARTS, SIZE
 from training.models.sizes import FRAMES_PER_LATENT
 
 WEIGHT = 10.0  # of this loss beside the flow matching loss: lambda of equation (7)
-STATE_DIM = 1024  # numbers of a frame's physical state
 
 
 def mask_sound(sigma: Tensor, frames: int, generator: torch.Generator) -> Tensor:
@@ -42,7 +42,7 @@ def states_by_latent(states: Tensor) -> Tensor:
 class StateProjector(nn.Module):
     """Proj_Phys: a small MLP from a latent frame's visual tokens, averaged, to the states of its four frames."""
 
-    def __init__(self, width: int, dim: int = STATE_DIM) -> None:
+    def __init__(self, width: int, dim: int = SIZE) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.hidden = nn.Linear(width, width)
@@ -55,11 +55,22 @@ class StateProjector(nn.Module):
         return states.unflatten(-1, (FRAMES_PER_LATENT, -1))
 
 
-def physical_state_loss(predicted: Tensor, states: Tensor, masked: Tensor) -> Tensor:
+def parts_present(states: Tensor) -> Tensor:
+    """Which of body, face and both hands were seen. states: [..., dim], all numbers of a part that was not are zero
+    (tasks.pose). Returns: [..., 4] bool."""
+    return (states.unflatten(-1, (len(PARTS), -1)) != 0).any(-1)
+
+
+def physical_state_loss(predicted: Tensor, states: Tensor, masked: Tensor, present: Tensor | None = None) -> Tensor:
     """Equation (4): mean squared error at masked latent frames only, of each sample.
 
-    predicted, states: [batch, frames, 4, dim]. masked: [batch, frames] bool. Returns: [batch] float32, not yet
-    weighted; 0 for a sample without masked frames.
+    predicted, states: [batch, frames, 4, dim]. masked: [batch, frames] bool. present: [batch, frames, 4, parts] bool,
+    as `parts_present` gives it: a part that was not seen has no state, and is left out of the mean; all count when None
+    (the paper says nothing of it). Returns: [batch] float32, not yet weighted; 0 for a sample of which nothing counts.
     """
-    by_frame = (predicted.float() - states.float()).square().mean(dim=(2, 3))
-    return by_frame.masked_fill(~masked, 0.0).sum(1) / masked.sum(1).clamp(min=1)
+    counted = masked[:, :, None, None]
+    if present is not None:
+        counted = counted & present.repeat_interleave(states.shape[-1] // present.shape[-1], dim=-1)
+    counted = counted.expand_as(states)
+    squares = (predicted.float() - states.float()).square().masked_fill(~counted, 0.0)
+    return squares.sum(dim=(1, 2, 3)) / counted.sum(dim=(1, 2, 3)).clamp(min=1)

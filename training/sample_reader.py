@@ -96,8 +96,12 @@ class SampleReader:
         latent, text_dim = self.latent_shape(entry)
         bucket = self.bucket(latent, text_dim, entry)
         own = f"speaker_{self._sound.name}" if entry.speakers else self._sound.name
-        if entry.audio_usable and self._sound != LOG_MEL and own not in entry.arrays:
-            raise ValueError(f"it has no {own}.npy, which the dataset's other samples have; training can make none")
+        made_here = self._sound == LOG_MEL and not entry.speakers  # of the sample's one sound
+        if entry.audio_usable and own not in entry.arrays and not made_here:
+            raise ValueError(
+                f"it has no {own}.npy; the dataset's first sample with usable sound is heard by {self._sound.name}, so "
+                "all are, and training makes log_mel.npy alone"
+            )
         for name in (self._sound.name, own):
             array = entry.arrays.get(name)
             if array is not None and array.shape[-2:] != bucket.audio[-2:]:
@@ -232,6 +236,7 @@ class SampleReader:
 
 def sound_of(address: str, cache: Storage | None) -> Sound:
     """What the samples of a dataset have of their sound, by the first whose sound is usable; log-mel where none is.
+    Where that one names speakers, it is what it has of each speaker's own.
 
     address: of the dataset manifest. cache: as of `read_index`.
 
@@ -249,8 +254,9 @@ def sound_of(address: str, cache: Storage | None) -> Sound:
         for entry in entries:
             if entry.fault or not entry.audio_usable:
                 continue
-            if "whisper" in entry.arrays:
-                return Sound("whisper", STATES_PER_S, entry.arrays["whisper"].shape[2])
+            states = entry.arrays.get("speaker_whisper" if entry.speakers else "whisper")
+            if states is not None:
+                return Sound("whisper", STATES_PER_S, states.shape[-1])
             if entry.arrays.keys() & {"log_mel", "speaker_log_mel"} or "flac" in entry.files:
                 return LOG_MEL
             lacking = lacking or f"{entry.key} of {shard.name}"

@@ -21,13 +21,17 @@ from data_manifests.samples import brief
 from data_manifests.storage import Storage, answering
 from data_manifests.strict import Strict
 
-VERSION = 2  # raised whenever the same shard would give another index
+VERSION = 3  # raised whenever the same shard would give another index
 
-ARRAYS = ("latent", "text_embedding", "log_mel", "whisper", "speaker_log_mel", "speaker_mask")
+_SPEAKERS_SOUNDS = ("speaker_log_mel", "speaker_whisper")
+ARRAYS = ("latent", "text_embedding", "log_mel", "whisper", *_SPEAKERS_SOUNDS, "speaker_mask")
 FILES = ("mp4", "flac", "guidance.json", "json")
 _DTYPES = ("<f2", "<f4", "|b1")
-_AXES = {"latent": 4, "text_embedding": 2, "log_mel": 3, "whisper": 3, "speaker_log_mel": 4, "speaker_mask": 4}
-_OF_FRAMES = ("log_mel", "whisper", "speaker_log_mel", "speaker_mask")  # arrays with an entry a frame
+_AXES = {
+    "latent": 4, "text_embedding": 2, "log_mel": 3, "whisper": 3, "speaker_log_mel": 4, "speaker_whisper": 4,
+    "speaker_mask": 4,
+}  # fmt: skip
+_OF_FRAMES = ("log_mel", "whisper", *_SPEAKERS_SOUNDS, "speaker_mask")  # arrays with an entry a frame
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_MEMBER = 1 << 30  # bytes, as data_manifests.samples has it for a sample
 _MAX_JSON = 1 << 22
@@ -197,10 +201,10 @@ def _good_entry(file: BinaryIO, key: str, members: dict[str, Span]) -> Entry:
     for name in _OF_FRAMES:
         if name in arrays and arrays[name].shape[0] != clip.frames:
             raise ValueError(f"{name}.npy is of {arrays[name].shape[0]} frames, the clip has {clip.frames}")
-    if "speaker_mask" in arrays and (
-        "speaker_log_mel" not in arrays or arrays["speaker_log_mel"].shape[1] != arrays["speaker_mask"].shape[1]
-    ):
-        raise ValueError("speaker_mask.npy needs a speaker_log_mel.npy of as many speakers")
+    if "speaker_mask" in arrays:
+        heard = {arrays[name].shape[1] for name in _SPEAKERS_SOUNDS if name in arrays}
+        if heard != {arrays["speaker_mask"].shape[1]}:
+            raise ValueError(f"speaker_mask.npy needs {' or '.join(_SPEAKERS_SOUNDS)}.npy, of as many speakers")
     made_by = lineage.scores.get("latents")
     return Entry(
         key=key,

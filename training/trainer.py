@@ -20,7 +20,7 @@ from training.job import Job, Learner, Loader, Outcome, TrainingError
 from training.outputs import Outputs
 from training.parallel import Team, bare, clip, full, gradient_norm, spread, syncing
 from training.speed import Meter
-from training.tracking import KEPT_ON, METRICS, Trackers
+from training.tracking import KEPT_ON, METRICS, End, Trackers
 
 _log = logging.getLogger(__name__)
 
@@ -126,19 +126,22 @@ class _PhaseRun:
         self._trackers: Trackers | None = None
         self._outputs = Outputs(self._job.folder, KEPT_ON if self._team.leads else ())
         if self._team.leads:
-            self._trackers = Trackers(self._outputs.path, self._job.phase, self._step, self._how.trackers)
+            self._trackers = Trackers(
+                self._outputs.path, self._job.phase, self._step, self._how.trackers, self._settings
+            )
             self._outputs.copy()
 
     def __enter__(self) -> "_PhaseRun":
         return self
 
     def __exit__(self, _kind: object, ended_by: BaseException | None, _trace: object) -> None:
+        end: End = "failed" if ended_by else "finished" if self._step >= self._job.settings.steps else "stopped"
         try:
             with contextlib.ExitStack() as closing:  # in turn from the last one, each whatever becomes of the others
                 closing.callback(self._outputs.close)
                 closing.callback(self._outputs.copy)
                 if self._trackers is not None:
-                    closing.callback(self._trackers.close)
+                    closing.callback(self._trackers.close, end)
                 closing.callback(self._data.close)
         except Exception as error:
             if ended_by is None:

@@ -52,7 +52,10 @@ def channel_std(address: str, recipe: TrainingRecipe, cache: str) -> np.ndarray:
         total, count = total + squares.sum(axis=(0, 2, 3)), count + squares[:, 0].size
     if not count:
         first = f"; {len(faults)} cannot be read, the first of them {faults[0]}" if faults else ""
-        raise LoaderError(f"{address} has no sample of {recipe.data.frames} frames to measure latents by{first}")
+        raise LoaderError(
+            f"{address} has no sample to measure latents by: none of {recipe.data.frames} frames at {recipe.data.fps} "
+            f"frames a second, as the recipe's training.data asks for{first}"
+        )
     std: np.ndarray = np.sqrt(total / count)
     return std
 

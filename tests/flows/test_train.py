@@ -134,7 +134,8 @@ def test_what_a_user_can_mend_is_one_message(dataset: Path, recipe: Path, tmp_pa
     assert "3 workers do not share a batch of 4 evenly; take 2 or 4" in refusal(dataset, recipe, tmp_path, workers=3)
     text = recipe.read_text().replace("fps: 25", "fps: 24")
     (tmp_path / "slow.yaml").write_text(text)
-    assert "no sample of the dataset can be used" in refusal(dataset, tmp_path / "slow.yaml", tmp_path / "slow")
+    said = refusal(dataset, tmp_path / "slow.yaml", tmp_path / "slow")
+    assert f"no sample of the dataset can be used, of 8 in {dataset}: 8 (25 frames a second, not 24)" in said
 
 
 def test_a_training_into_an_object_store_is_shown_and_gone_on_with(
@@ -195,6 +196,14 @@ def test_a_tier_that_the_dataset_lacks_is_told_before_any_phase_has_trained(
     assert not (tmp_path / "out" / "base").exists()
 
 
+def test_a_corpus_so_small_and_good_that_all_of_it_is_in_the_narrow_tier_trains_the_wide_one_too(
+    recipe: Path, tmp_path: Path
+) -> None:
+    manifest = make_puppets(tmp_path / "best", 6, frames=9, hq=1.0)
+    assert list(manifest.tiers) == ["hq"]
+    assert train(tmp_path / "best" / "dataset.json", recipe, tmp_path / "out", phases=["base"])[0] == DONE
+
+
 def test_a_tracker_that_is_not_installed_is_told_before_any_phase_has_trained(
     dataset: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,7 +212,7 @@ def test_a_tracker_that_is_not_installed_is_told_before_any_phase_has_trained(
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.setitem(sys.modules, "mlflow", None)
     code, said = train(dataset, recipe, tmp_path / "out")
-    assert code == FAILED and "mlflow is not installed: pip install mlflow, or take tensorboard" in said
+    assert code == FAILED and "mlflow is not installed: pip install 'understudy[mlflow]', or take tensorboard" in said
     assert not (tmp_path / "out").exists()
 
 

@@ -86,7 +86,7 @@ def test_a_model_that_cannot_be_trained_yet_is_refused_once_its_section_is_sound
 
 def test_phases_are_trained_in_the_recipes_order() -> None:
     assert recipe().chosen(["hq", "warmup"]) == ["warmup", "hq"]
-    assert recipe().chosen(None) == ["base", "warmup", "main", "hq"]
+    assert recipe().chosen(None) == recipe().chosen([]) == ["base", "warmup", "main", "hq"]
     with pytest.raises(RecipeError, match="unknown phase 'man'; did you mean 'main'"):
         recipe().chosen(["man"])
 

@@ -19,7 +19,7 @@ from tasks.exclusive import OutputError
 from tests.training.tiny import Bad, Dying, Slow, job, train_together
 from training import phases
 from training.job import TrainingError
-from training.launch import launch
+from training.launch import launch, workers_environment
 from training.parallel import Team
 from training.tracking import read_metrics
 from training.trainer import train_phase
@@ -48,6 +48,15 @@ def test_one_worker_needs_no_ray(tmp_path: Path) -> None:
 def test_workers_that_do_not_share_a_batch_evenly_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"3 workers do not share a batch of 8 evenly; take 2 or 4"):
         launch(job(tmp_path), workers=3)
+
+
+def test_workers_learn_where_curves_go_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_EXPERIMENT_NAME", "MLFLOW_TRACKING_PASSWORD", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    bare = workers_environment()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://curves:5000")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", "secret")
+    assert workers_environment() == {**bare, "MLFLOW_TRACKING_URI": "http://curves:5000"}
 
 
 def test_two_trainings_in_one_folder_are_kept_apart(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,14 +65,6 @@ def mouth(frames: np.ndarray, fps: int, sound: np.ndarray) -> float:
 
 def job(dataset: Path, out: Path, phase: str = "base", **settings: Any) -> Job:
     return Job(recipe(**settings), phase, str(dataset / "dataset.json"), out, ActiveMindLearner, mouth)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +178,58 @@ def test_sound_as_whisper_hears_it_is_trained_on_and_sampled_from(puppets: Path,
     assert (settings.audio_window, settings.audio_features) == (2, 6)
     row = read_metrics(tmp_path / "warmup" / "metrics.jsonl")[-1]
     assert {"sync/true", "sync/muted", "sync/shifted"} <= row.keys()
+
+
+def speakers_with_states(members: Members) -> Members:
+    """A shard of several speakers with 2 x 6 numbers a frame of each, as a Whisper's states, in place of log-mel."""
+    changed = []
+    for info, data in with_states(members):
+        if info.name.endswith(".speaker_log_mel.npy"):
+            info.name = info.name.replace(".speaker_log_mel.", ".speaker_whisper.")
+            data = npy(np.load(io.BytesIO(data))[:, :, ::2, :6])
+        changed.append((info, data))
+    return changed
+
+
+def test_each_of_two_speakers_is_heard_by_whisper_as_by_log_mel(tmp_path: Path) -> None:
+    make_puppets(tmp_path / "heard", 4, frames=9, two=True, silent=0.0)
+    two = {"frames": (9,), "batch": 4}
+    by_log_mel = take(loader(tmp_path / "heard", **two), 1)[0]
+    repack(tmp_path / "heard", speakers_with_states)
+    batch = take(loader(tmp_path / "heard", **two), 1)[0]
+    assert batch.keys == by_log_mel.keys and batch.audio.shape == (4, 2, 9, 2, 6)
+    assert torch.equal(batch.audio, by_log_mel.audio[..., ::2, :6])
+    train_phase(job(tmp_path / "heard", tmp_path, sample_every=2), Team())
+    settings = load_trained(tmp_path, "base").network.settings
+    assert (settings.audio_window, settings.audio_features) == (2, 6)
+
+
+def test_speakers_are_heard_by_what_there_is_of_each_whatever_there_is_of_all_together(tmp_path: Path) -> None:
+    """Whisper's states of the mix say nothing of who speaks."""
+    make_puppets(tmp_path / "mixed", 4, frames=9, two=True, silent=0.0)
+    repack(tmp_path / "mixed", with_states)  # of the mix alone
+    assert take(loader(tmp_path / "mixed", frames=(9,), batch=4), 1)[0].audio.shape == (4, 2, 9, 4, 80)
+
+
+@pytest.mark.parametrize(("of_first", "of_others"), [("whisper", "log_mel"), ("log_mel", "whisper")])
+def test_samples_whose_speakers_are_heard_otherwise_than_the_first_are_told_what_they_lack(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, of_first: str, of_others: str
+) -> None:
+    make_puppets(tmp_path / "heard", 4, frames=9, two=True, silent=0.0)
+
+    def mixed(members: Members) -> Members:
+        first = min(info.name for info, _ in members).partition(".")[0]
+        kinds = [of_first if info.name.startswith(first) else of_others for info, _ in members]
+        return [
+            speakers_with_states([member])[0] if kind == "whisper" else member
+            for member, kind in zip(members, kinds, strict=True)
+        ]
+
+    repack(tmp_path / "heard", mixed)
+    loaded = loader(tmp_path / "heard", frames=(9,), batch=1, max_bad=1.0)
+    take(loaded, 1)
+    told = f"it has no speaker_{of_first}.npy; the dataset's first sample with usable sound is heard by {of_first}"
+    assert told in caplog.text and loaded.bad == 3
 
 
 def test_a_dataset_without_any_sound_to_train_on_is_refused(puppets: Path, tmp_path: Path) -> None:

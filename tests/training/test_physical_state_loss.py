@@ -1,9 +1,17 @@
 """Physical state supervision: which sound is masked, and what is learnt there."""
 
+import numpy as np
 import pytest
 import torch
 
-from training.physical_state_loss import StateProjector, mask_sound, physical_state_loss, states_by_latent
+from tasks.keypoints import PARTS, encode
+from training.physical_state_loss import (
+    StateProjector,
+    mask_sound,
+    parts_present,
+    physical_state_loss,
+    states_by_latent,
+)
 
 
 def test_the_share_of_masked_sound_is_uniform_up_to_what_the_noise_leaves() -> None:
@@ -46,6 +54,40 @@ def test_only_masked_frames_are_learnt() -> None:
     assert hidden.grad is not None
     reached = hidden.grad.abs().amax((2, 3, 4)) > 0
     assert torch.equal(reached, masked)
+
+
+def test_a_part_that_was_not_seen_is_not_learnt() -> None:
+    """Of 4 parts with 2 numbers each, in 2 latent frames, of which the first is masked."""
+    states = torch.ones(3, 2, 4, 8)
+    states[0, 0, :3, 6:] = 0  # the right hand is seen in one of four frames
+    states[1] = 0  # nobody is seen
+    present = parts_present(states)
+    assert present.shape == (3, 2, 4, 4) and present[0, 0].sum() == 13 and not present[1].any() and present[2].all()
+    predicted = torch.zeros(3, 2, 4, 8, requires_grad=True)
+    with torch.no_grad():
+        predicted[:, 0, :, :6] = 3.0  # off by 2
+        predicted[:, 0, :, 6:] = 5.0  # off by 4
+        predicted[:, 1] = 100.0
+    masked = torch.tensor([[True, False]] * 3)
+    loss = physical_state_loss(predicted, states, masked, present)
+    # parts off by 2: twelve, and the right hand off by 4 once, or four times where it is always seen
+    torch.testing.assert_close(loss, torch.tensor([(12 * 4 + 16) / 13, 0.0, (12 * 4 + 4 * 16) / 16]))
+    loss.sum().backward()
+    assert predicted.grad is not None
+    learnt = predicted.grad.unflatten(-1, (4, 2)) != 0
+    assert torch.equal(learnt, (present & masked[:, :, None, None])[..., None].expand_as(learnt))
+    everywhere = torch.ones_like(present)
+    assert torch.equal(
+        physical_state_loss(predicted, states, masked), physical_state_loss(predicted, states, masked, everywhere)
+    )
+
+
+def test_what_the_pose_stage_did_not_see_is_not_present() -> None:
+    seen = {part: np.full((5, len(names), 3), 0.5, np.float32) for part, names in PARTS.items()}
+    seen["left_hand"][2:4] = np.nan
+    present = parts_present(torch.from_numpy(encode(seen)))
+    assert present.shape == (5, 4) and present.sum() == 18
+    assert not present[2:4, list(PARTS).index("left_hand")].any()
 
 
 def test_states_are_learnt_from_what_a_block_knows() -> None:

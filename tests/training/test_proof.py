@@ -3,26 +3,33 @@
 The whole proof is `make proof`.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.proof import bars, sampler, table, trained
+from benchmarks.proof import SPENT, Spent, bars, sampler, shards, spent, table, trained
+from data_manifests.dataset import load
+from tests.world.puppet_readers import read_arm, swing
 from tests.world.puppet_shards import make_puppets
 from tests.world.puppet_trials import Drift, figures, follow, unseen
-from tests.world.puppets import muted, reference
+from tests.world.puppets import GESTURES, Gesture, draw, muted, reference
 from training.config import TrainingRecipe, load_training
 from training.learner import load_trained
 from training.models.active_mind import ActiveMind
 
 PUPPETS = unseen(10)
 DRIFT = Drift(np.array([0.01, 0.012]), np.array([0.01, 0.05]))
+TOOK = Spent(cpu_s=1000.0, clock_s=600.0)
 
 
 def missed(speaking: np.ndarray, silent: np.ndarray, drift: Drift = DRIFT) -> list[str]:
-    return [bar.what.partition(" to ")[0] for bar in bars(figures(PUPPETS, speaking, silent), drift) if not bar.met]
+    return [
+        bar.what.partition(" to ")[0] for bar in bars(figures(PUPPETS, speaking, silent), drift, TOOK) if not bar.met
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +48,33 @@ def noisy(clips: np.ndarray) -> np.ndarray:
     return np.clip(clips + noise, 0, 255).astype(np.uint8)
 
 
+SWINGING = [puppet for puppet in PUPPETS if GESTURES[puppet.gesture].swing]
+
+
+def swinging(change: Callable[[Gesture], Gesture], degrees: float = 0.0) -> float:
+    """The swing that is read from the pictures of arms whose gestures are changed, and turned by some degrees."""
+    arms, true = [], [puppet.arm for puppet in SWINGING]
+    for puppet in SWINGING:
+        angles = change(GESTURES[puppet.gesture]).angles(puppet.frames) + degrees
+        arms.append(read_arm(draw(puppet.identity, puppet.opening, angles)))
+    return swing(np.stack(arms), np.stack(true))
+
+
+def test_a_swing_is_measured_without_the_way_into_the_gesture() -> None:
+    assert {puppet.gesture for puppet in SWINGING} == {"waves", "beckons"}
+    assert swinging(lambda gesture: gesture) == pytest.approx(1.0, abs=0.02)
+    assert swinging(lambda gesture: replace(gesture, swing=0.5 * gesture.swing)) == pytest.approx(0.5, abs=0.02)
+    assert swinging(lambda gesture: replace(gesture, swing=1.5 * gesture.swing)) == pytest.approx(1.5, abs=0.02)
+    assert swinging(lambda gesture: replace(gesture, swing=0.0)) == pytest.approx(0.0, abs=0.02)
+    # that it swings elsewhere is the gesture's fault and the error's; that it swings the other way is not a swing
+    assert swinging(lambda gesture: gesture, degrees=8.0) == pytest.approx(1.0, abs=0.02)
+    assert swinging(lambda gesture: replace(gesture, swing=-gesture.swing)) == pytest.approx(-1.0, abs=0.02)
+    # trembling is none either: a deviation of the angles would take it for a good part of one
+    random = np.random.default_rng(0)
+    true = np.stack([puppet.arm for puppet in SWINGING] * 4)
+    assert abs(swing(true.mean() + random.normal(scale=5.0, size=true.shape), true)) < 0.15
+
+
 def test_puppets_that_do_as_they_should_pass(truth: np.ndarray, silent: np.ndarray) -> None:
     assert not any(muted(puppet.sound).any() for puppet in PUPPETS)
     assert missed(noisy(truth), noisy(silent)) == []
@@ -55,19 +89,55 @@ def test_each_fault_is_seen_by_what_measures_it(truth: np.ndarray, silent: np.nd
     )
     assert "gesture: share told right" in missed(noisy(swapped), noisy(silent))
     still = np.repeat(np.stack([reference(puppet.identity) for puppet in PUPPETS])[:, None], 33, axis=1)
-    assert {"mouth: correlation with the truth", "mouth: amplitude", "gesture: share told right", "arm: amplitude"} <= {
-        *missed(still, still)
-    }
+    assert {
+        "mouth: correlation with the truth",
+        "mouth: amplitude",
+        "gesture: share told right",
+        "arm: swing after the ramp",
+    } <= {*missed(still, still)}
+    frozen = [replace(GESTURES[p.gesture], swing=0.0).angles(p.frames) for p in PUPPETS]
+    stiff = np.stack([draw(p.identity, p.opening, arm) for p, arm in zip(PUPPETS, frozen, strict=True)])
+    assert "arm: swing after the ramp" in missed(noisy(stiff), noisy(silent))
     smeared = np.stack([np.broadcast_to(clip.mean(axis=0), clip.shape) for clip in truth]).astype(np.uint8)
-    assert {"arm: amplitude", "arm: error"} <= {*missed(noisy(smeared), noisy(silent))}
+    assert {"arm: swing after the ramp", "arm: error"} <= {*missed(noisy(smeared), noisy(silent))}
     no_better = Drift(DRIFT.without, DRIFT.without)
     assert missed(noisy(truth), noisy(silent), no_better) == ["colours: rise of the error"]
 
 
 def test_the_table_says_what_was_asked_for(truth: np.ndarray, silent: np.ndarray) -> None:
-    told = table(list(bars(figures(PUPPETS, noisy(truth), noisy(truth)), DRIFT)))
+    told = table(list(bars(figures(PUPPETS, noisy(truth), noisy(truth)), DRIFT, TOOK)))
     assert "| mouth: amplitude to the truth's | 1.0" in told and "| at least 0.80, at most 1.25 | met |" in told
     assert told.count("MISSED") == 2
+
+
+def test_a_training_that_took_longer_than_it_may_is_told(truth: np.ndarray, silent: np.ndarray) -> None:
+    figured = figures(PUPPETS, noisy(truth), noisy(silent))
+
+    def missed_by(cpu_s: float) -> list[str]:
+        return [bar.what for bar in bars(figured, DRIFT, Spent(cpu_s, clock_s=4000.0)) if not bar.met]
+
+    assert missed_by(2400.0) == []  # 20 minutes of both cores
+    assert missed_by(2401.0) == missed_by(math.inf) == ["training: minutes of two cores' time"]
+
+
+def test_shards_serve_again_only_where_they_would_be_made_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def names(count: int = 3, seed: int = 0) -> set[tuple[str, int]]:
+        manifest = shards(tmp_path / "shards", count, seed)
+        there = {f"shards/{path.name}" for path in (manifest.parent / "shards").glob("*.tar")}
+        assert there == {shard.name for shard in load(str(manifest)).shards}  # none is left of others
+        return {(name, (manifest.parent / name).stat().st_mtime_ns) for name in there}
+
+    first = names()
+    assert names() == first
+    more = names(count=4)
+    assert more.isdisjoint(first)
+    others = names(count=4, seed=1)
+    assert others.isdisjoint(more)
+    monkeypatch.setattr("tests.world.puppet_shards.VERSION", 99)
+    newer = names(count=4, seed=1)
+    assert newer.isdisjoint(others)
+    (tmp_path / "shards" / "dataset.json").write_text("{")
+    assert names(count=4, seed=1).isdisjoint(newer)
 
 
 def taught(folder: Path, puppets: int, steps: int, **changes: object) -> tuple[ActiveMind, TrainingRecipe]:
@@ -89,6 +159,12 @@ def test_text_is_obeyed_after_half_a_minute(tmp_path: Path) -> None:
     data = load_training("puppets").data.model_copy(update={"batch": 4})
     network, recipe = taught(tmp_path, 150, 250, data=data, ema=0.95)
     assert follow(network, sampler(recipe, 8), cases=10).gestures >= 0.5  # by chance it is 0.2
+    took = spent(recipe, tmp_path / "out")
+    assert took.cpu_s > 1 and 0 < took.minutes < 20
+    manifest = tmp_path / "shards" / "dataset.json"
+    assert trained(recipe, manifest, tmp_path / "out") == took  # it has ended: nothing is trained, nor forgotten
+    (tmp_path / "out" / SPENT).unlink()
+    assert spent(recipe, tmp_path / "out").minutes == math.inf  # how long it took is not known
 
 
 @pytest.mark.slow
@@ -98,4 +174,4 @@ def test_sound_and_text_are_followed_after_two_minutes(tmp_path: Path) -> None:
     found = follow(network, sampler(recipe), cases=20)
     assert found.mouth > 0.8 and 0.7 < found.mouth_amplitude < 1.3
     assert found.muted < 0.3 and found.muted_amplitude < 0.5
-    assert found.gestures >= 0.7 and 0.7 < found.arm_amplitude < 1.4
+    assert found.gestures >= 0.7 and 0.7 < found.arm_swing < 1.4

@@ -1,7 +1,11 @@
 """Curves and samples reach their trackers, and a phase that goes on goes on in the same curve."""
 
+import contextlib
+import socket
+import sqlite3
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +17,13 @@ from training.tracking import Trackers, check_mlflow, read_metrics
 
 
 def test_what_came_after_the_step_gone_on_from_is_taken_out(tmp_path: Path) -> None:
-    first = Trackers(tmp_path, "main", 0, [])
+    first = Trackers(tmp_path, "main", 0, [], {})
     for step in (2, 4, 6):
         first.scalars(step, {"loss": 1.0 / step})
-    first.close()
-    again = Trackers(tmp_path, "main", 4, [])
+    first.close("stopped")
+    again = Trackers(tmp_path, "main", 4, [], {})
     again.scalars(6, {"loss": 0.5})
-    again.close()
+    again.close("finished")
     assert read_metrics(tmp_path / "metrics.jsonl") == [
         {"step": 2, "loss": 0.5},
         {"step": 4, "loss": 0.25},
@@ -31,39 +35,103 @@ def test_what_was_shown_is_in_the_files_once_flushed(tmp_path: Path) -> None:
     def size() -> int:
         return sum(file.stat().st_size for file in (tmp_path / "tensorboard").iterdir())
 
-    trackers = Trackers(tmp_path, "main", 0, ["tensorboard"])
+    trackers = Trackers(tmp_path, "main", 0, ["tensorboard"], {"data": {"fps": 25}})
     trackers.flush()
     before = size()
     trackers.scalars(1, {"loss": 1.0})
     trackers.flush()
     assert size() > before and read_metrics(tmp_path / "metrics.jsonl") == [{"step": 1, "loss": 1.0}]
-    trackers.close()
+    trackers.close("finished")
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    assert b"| data.fps | 25 |" in events.read_bytes()
 
 
-def test_a_phase_goes_on_in_its_own_run_of_mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mlflow = pytest.importorskip("mlflow", reason="mlflow is not installed")
+SETTINGS = {"dataset": "0" * 64, "data": {"frames": 33, "fps": 25}, "phase": {"train": ["video", "text"]}}
+
+
+@pytest.fixture
+def mlflow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """MLflow with a database of its own."""
+    module = pytest.importorskip("mlflow", reason="mlflow is not installed")
     monkeypatch.chdir(tmp_path)  # where its artifacts go
-    mlflow.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
-    (tmp_path / "clip.mp4").write_bytes(b"video")
-    (tmp_path / "clip.png").write_bytes(b"strip")
-    for step in (2, 4):
-        trackers = Trackers(tmp_path, "main", step - 2, ["mlflow"])
-        trackers.scalars(step, {"loss": 1.0 / step, "loss/sigma_0.00_0.25": 0.5})
-        trackers.sample(step, "clip", tmp_path / "clip.mp4", tmp_path / "clip.png")
-        trackers.close()
+    before = module.get_tracking_uri()
+    module.set_tracking_uri(f"sqlite:///{tmp_path}/mlflow.db")
+    yield module
+    module.set_tracking_uri(before)
+
+
+def only_run(mlflow: Any) -> Any:
     client = mlflow.MlflowClient()
     (run,) = client.search_runs([client.get_experiment_by_name("understudy").experiment_id])
-    assert run.info.run_name == "main" and run.info.status == "FINISHED"
+    return run
+
+
+def test_a_phase_goes_on_in_its_own_run_of_mlflow(mlflow: Any, tmp_path: Path) -> None:
+    (tmp_path / "clip.mp4").write_bytes(b"video")
+    (tmp_path / "clip.png").write_bytes(b"strip")
+    ended: list[str] = []
+    for step, end in ((2, "stopped"), (4, "failed"), (6, "finished")):
+        trackers = Trackers(tmp_path, "main", step - 2, ["mlflow"], SETTINGS)
+        assert only_run(mlflow).info.status == "RUNNING"
+        trackers.scalars(step, {"loss": 1.0 / step, "loss/sigma_0.00_0.25": 0.5})
+        trackers.sample(step, "clip", tmp_path / "clip.mp4", tmp_path / "clip.png")
+        trackers.close(end)  # type: ignore[arg-type]
+        ended.append(only_run(mlflow).info.status)
+    assert ended == ["KILLED", "FAILED", "FINISHED"]
+    run, client = only_run(mlflow), mlflow.MlflowClient()
+    assert run.info.run_name == "main"
+    assert run.data.params == {
+        "dataset": "0" * 64, "data.frames": "33", "data.fps": "25", "phase.train": "['video', 'text']",
+    }  # fmt: skip
     history = client.get_metric_history(run.info.run_id, "loss")
-    assert [(point.step, point.value) for point in history] == [(2, 0.5), (4, 0.25)]
+    assert [(point.step, point.value) for point in history] == [(2, 1 / 2), (4, 1 / 4), (6, 1 / 6)]
     assert "loss/sigma_0.00_0.25" in run.data.metrics
     kept = [artifact.path for artifact in client.list_artifacts(run.info.run_id, "samples/step-00000004")]
     assert kept == ["samples/step-00000004/clip.mp4", "samples/step-00000004/clip.png"]
 
 
+def test_a_database_that_does_not_take_a_number_gets_it_later_and_ends_nothing(
+    mlflow: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def renamed(table: str, name: str) -> None:
+        with contextlib.closing(sqlite3.connect(tmp_path / "mlflow.db")) as database:
+            database.execute(f"ALTER TABLE {table} RENAME TO {name}")
+
+    trackers = Trackers(tmp_path, "main", 0, ["mlflow"], SETTINGS)
+    renamed("metrics", "away")
+    for step in (1, 2):
+        trackers.scalars(step, {"loss": 1.0 / step})
+    assert caplog.text.count("MLflow has not got the newest curves") == 1  # it is not asked again at once
+    trackers.sample(2, "clip", tmp_path / "nowhere.mp4", tmp_path / "nowhere.png")
+    assert "MLflow has not got sample clip of step 2" in caplog.text
+    renamed("away", "metrics")
+    monkeypatch.setattr("training.tracking._AGAIN_S", 0.0)
+    trackers.scalars(3, {"loss": 1.0 / 3})
+    history = mlflow.MlflowClient().get_metric_history(only_run(mlflow).info.run_id, "loss")
+    assert [point.step for point in history] == [1, 2, 3]
+    trackers.close("finished")
+
+
+def test_a_run_that_is_gone_is_named_with_what_to_do(mlflow: Any, tmp_path: Path) -> None:
+    (tmp_path / "mlflow_run").write_text("0" * 32)
+    with pytest.raises(MissingBackend, match=r"no run for phase main: .*0{32}.*remove .*mlflow_run to begin a new run"):
+        Trackers(tmp_path, "main", 2, ["mlflow"], SETTINGS)
+
+
+def test_a_server_that_is_not_there_is_told_before_any_work(mlflow: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    mlflow.set_tracking_uri(f"http://127.0.0.1:{port}")
+    with pytest.raises(MissingBackend, match=rf"MLflow cannot be used: .*{port}.* MLFLOW_TRACKING_URI names, or take"):
+        check_mlflow()
+
+
 def test_mlflow_is_asked_for_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(MissingBackend, match=r"mlflow is not installed: pip install mlflow, or take tensorboard"):
+    told = r"mlflow is not installed: pip install 'understudy\[mlflow\]', or take tensorboard"
+    with pytest.raises(MissingBackend, match=told):
         check_mlflow()
 
 

@@ -16,6 +16,7 @@ from tests.world.puppets import (
     MOUTH_WIDTH,
     PAN,
     SHOULDER,
+    THERE,
     arm_cover,
 )
 
@@ -56,6 +57,17 @@ def read_gesture(frames: np.ndarray) -> str:
     """The gesture whose angles are nearest to those read, on average over the frames."""
     angles = read_arm(frames)
     return min(GESTURES, key=lambda name: float(np.abs(GESTURES[name].angles(len(frames)) - angles).mean()))
+
+
+def swing(arms: np.ndarray, truth: np.ndarray) -> float:
+    """How far arms swing to the true swing, of gestures that swing: 1 as far and in the same phase, 0 not at all.
+
+    arms, truth: [puppets, frames] degrees. By least squares over the frames after the ramp, each puppet's angles about
+    their own mean: the way from rest into the gesture counts nothing, nor does an arm that stands elsewhere, nor one
+    that trembles.
+    """
+    moved, true = (angles[:, THERE:] - angles[:, THERE:].mean(axis=1, keepdims=True) for angles in (arms, truth))
+    return float((moved * true).sum() / np.square(true).sum())
 
 
 def read_colours(frames: np.ndarray) -> np.ndarray:

@@ -58,18 +58,7 @@ def make_puppets(
         raise ValueError(f"size {size}: latents take multiples of 8 pixels")
     storage = Storage(str(folder))
     stage = Latents(latents) if latents else None
-    made_with = [
-        VERSION,
-        seed,
-        size,
-        frames,
-        two,
-        moving_camera,
-        silent,
-        stage.settings.model_dump() if stage else None,
-    ]
-    digest = hashlib.sha256(json.dumps(made_with).encode()).hexdigest()
-    recipe = RecipeName(name="puppets", hash=digest[:12])
+    recipe = puppets_recipe(seed, size, frames, two, moving_camera, silent, latents)
     samples: dict[str, list[Sample]] = {"hq": [], "main": []}
     gc.freeze()  # the encoder has garbage collected after each clip, which need not look at all that is there already
     for number in range(count):
@@ -93,6 +82,22 @@ def make_puppets(
     manifest = DatasetManifest.of(recipe, f"puppets of seed {seed}", shards)
     manifest.write(storage)
     return manifest
+
+
+def puppets_recipe(
+    seed: int = 0,
+    size: int = SIZE,
+    frames: int = FRAMES,
+    two: bool = False,
+    moving_camera: bool = False,
+    silent: float = 0.1,
+    latents: LatentsSettings | None = LATENTS,
+) -> RecipeName:
+    """What tells puppets from others, however many: the recipe that `make_puppets` names in its manifest."""
+    settings = Latents(latents).settings.model_dump() if latents else None
+    made_with = [VERSION, seed, size, frames, two, moving_camera, silent, settings]
+    digest = hashlib.sha256(json.dumps(made_with).encode()).hexdigest()
+    return RecipeName(name="puppets", hash=digest[:12])
 
 
 def _share(number: int, step: int) -> float:

@@ -17,8 +17,8 @@ from tasks.latent_codec import CODECS, STRIDE_T, LatentCodec, latent_frames
 from tasks.latents import LatentsSettings
 from tasks.log_mel import frame_windows
 from tasks.text_embedding import ENCODERS
-from tests.world.puppet_readers import arm_error, colour_error, read_arm, read_gesture, read_mouth
-from tests.world.puppets import FPS, FRAMES, Puppet, muted, reference
+from tests.world.puppet_readers import arm_error, colour_error, read_arm, read_gesture, read_mouth, swing
+from tests.world.puppets import FPS, FRAMES, GESTURES, Puppet, muted, reference
 from training.models.active_mind import ActiveMind, Conditions
 from training.sampling import Guidance, first_noise, reference_latent, sample_clip, sigma_steps
 
@@ -93,9 +93,10 @@ class Figures:
     """mouth: correlation of the opening read from the pixels with the true one, over all frames of all cases, with the
     sound and with silence in its place. amplitude: standard deviation against the truth's.
 
-    gestures: share told right. arm_amplitude: the angles' standard deviation over time against the truth's, both the
-    mean over the cases that move. arm_error, rest_error: root mean square difference from the true pictures where the
-    arm can be, the mean over the cases that move and over those that rest.
+    gestures: share told right. arm_swing: how far the arm swings to the true swing, once it is where the gesture is
+    (tests.world.puppet_readers.swing), of the gestures that swing; those that hold the arm still have no amplitude.
+    arm_error, rest_error: root mean square difference from the true pictures where the arm can be, the mean over the
+    cases that move and over those that rest.
     """
 
     mouth: float
@@ -103,7 +104,7 @@ class Figures:
     muted: float
     muted_amplitude: float
     gestures: float
-    arm_amplitude: float
+    arm_swing: float
     arm_error: float
     rest_error: float
 
@@ -149,13 +150,14 @@ def figures(puppets: Sequence[Puppet], speaking: np.ndarray, silent: np.ndarray)
     arms, true_arms = np.stack([read_arm(clip) for clip in speaking]), np.stack([p.arm for p in puppets])
     errors = np.array([arm_error(clip, p.pictures) for clip, p in zip(speaking, puppets, strict=True)])
     moves = np.ptp(true_arms, axis=1) > 0
+    swings = np.array([GESTURES[puppet.gesture].swing > 0 for puppet in puppets])
     return Figures(
         mouth=_correlation(mouths, truth),
         mouth_amplitude=float(mouths.std() / truth.std()),
         muted=_correlation(closed, truth),
         muted_amplitude=float(closed.std() / truth.std()),
         gestures=float(np.mean([read_gesture(c) == p.gesture for c, p in zip(speaking, puppets, strict=True)])),
-        arm_amplitude=float(arms[moves].std(axis=1).mean() / true_arms[moves].std(axis=1).mean()),
+        arm_swing=swing(arms[swings], true_arms[swings]),
         arm_error=float(errors[moves].mean()),
         rest_error=float(errors[~moves].mean()),
     )

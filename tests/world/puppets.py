@@ -30,6 +30,7 @@ PAN = 0.025  # how far the camera turns to a side, at most
 
 REST_DEGREES = 25.0  # the arm's angle: 0 hangs down, 90 points to the side, 180 up
 ONSET_S, RAMP_S = 0.12, 0.24  # when a gesture begins, and how long the arm takes to get there
+THERE = round((ONSET_S + RAMP_S) * FPS)  # the first frame in which it is there
 
 
 @dataclass(frozen=True)
