@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,16 +24,18 @@ from data_manifests.dataset import load
 from data_manifests.sources import ManifestError
 from data_manifests.storage import Storage
 from tests.world.puppet_shards import make_puppets, puppets_recipe
-from tests.world.puppet_trials import CASES, CHAINED, CHAINS, Drift, Figures, Sampler, drift, follow
+from tests.world.puppet_trials import CASES, CHAINED, CHAINS, HELD_OUT, Drift, Figures, Sampler, chain, drift, follow
 from training.config import TrainingRecipe, load_training
 from training.job import Job, TrainingError
 from training.launch import launch
 from training.learner import ActiveMindLearner, load_trained
+from training.models.active_mind import ActiveMind
 from training.sampling import Guidance
 
 PUPPETS = 3000
 GUIDANCE = Guidance(text=2.0, audio=1.0, order="audio_then_text")  # so without text, and with all: two passes a step
 STEPS, CHAIN_STEPS = 20, 10  # of Euler's method; of a chain's clips, which are 480
+DISTANCES = range(12, 25)  # of the reference, latent frames beyond the clip; nearer, it holds the arm down
 MINUTES = 20  # of two cores' time, for the training
 SPENT = "spent.json"  # holds, by phase, how long its steps took
 
@@ -48,6 +51,12 @@ class Bar(NamedTuple):
     @property
     def met(self) -> bool:
         return self.low <= self.value <= self.high
+
+    @property
+    def slack(self) -> float:
+        """By what factor a value above 0 is within the bounds that are; below 1 where it is not."""
+        inside = [self.high / max(self.value, 1e-9)] if self.high < float("inf") else []
+        return min([*inside, self.value / self.low] if self.low > 0 else inside)
 
 
 class Spent(NamedTuple):
@@ -71,10 +80,41 @@ def bars(figures: Figures, drift: Drift, spent: Spent) -> Iterator[Bar]:
     yield Bar("muted: correlation with the truth", figures.muted, none, 0.1)
     yield Bar("muted: amplitude to the truth's", figures.muted_amplitude, none, 0.25)
     yield Bar("gesture: share told right", figures.gestures, 0.9, any_number)
-    yield Bar("arm: swing after the ramp to the truth's", figures.arm_swing, 0.8, 1.25)
-    yield Bar("arm: error to that at rest", _ratio(figures.arm_error, figures.rest_error), none, 2.0)
-    yield Bar("colours: rise of the error to that without pseudo last frame", _ratio(*drift.rises), none, 1 / 3)
+    yield from _arm_bars(figures)
+    yield _colour_bar(drift)
     yield Bar("training: minutes of two cores' time", spent.minutes, none, MINUTES)
+
+
+def best_distance(network: ActiveMind, made: Sampler) -> int:
+    """How many latent frames beyond the clip this network is best given its reference; as `made` has it where nothing
+    will do.
+
+    No training sees a frame so far off, so what a network makes of one there differs from training to training, be it
+    by rounding alone. It is set as its users would set it, by trying: on puppets of a seed that nothing else uses, the
+    distance at which arm and colours stay farthest within their bars.
+    """
+    cases, chains, by_chain = CASES // 2, CHAINS // 3, replace(made, steps=CHAIN_STEPS)
+    without = chain(network, by_chain, chains, keep=False, of=HELD_OUT)
+    best, best_slack = made.pseudo_last, 1.0
+    for distance in DISTANCES:
+        found = follow(network, replace(made, pseudo_last=distance), cases, of=HELD_OUT)
+        if min(bar.slack for bar in _arm_bars(found)) <= best_slack:
+            continue  # not worth the chains
+        kept = chain(network, replace(by_chain, pseudo_last=distance), chains, of=HELD_OUT)
+        slack = min(bar.slack for bar in (*_arm_bars(found), _colour_bar(Drift(kept, without))))
+        if slack > best_slack:
+            best, best_slack = distance, slack
+    return best
+
+
+def _arm_bars(figures: Figures) -> Iterator[Bar]:
+    yield Bar("arm: swing after the ramp to the truth's", figures.arm_swing, 0.8, 1.25)
+    yield Bar("arm: error to that at rest", _ratio(figures.arm_error, figures.rest_error), float("-inf"), 2.0)
+
+
+def _colour_bar(drift: Drift) -> Bar:
+    what = "colours: rise of the error to that without pseudo last frame"
+    return Bar(what, _ratio(*drift.rises), float("-inf"), 1 / 3)
 
 
 def _ratio(value: float, to: float) -> float:
@@ -147,8 +187,8 @@ def _known(out: Path) -> dict[str, list[float]]:
     return known
 
 
-def sampler(recipe: TrainingRecipe, steps: int = STEPS) -> Sampler:
-    return Sampler(recipe.data.latents, steps, GUIDANCE, recipe.run.pseudo_last)
+def sampler(recipe: TrainingRecipe) -> Sampler:
+    return Sampler(recipe.data.latents, STEPS, GUIDANCE, recipe.run.pseudo_last)
 
 
 def _cpu_seconds() -> float:
@@ -178,8 +218,9 @@ def main() -> None:
         sys.exit(str(error))
     print(f"seed {options.seed}: {took.cpu_s:.0f} CPU seconds, {took.clock_s:.0f} on the clock", flush=True)
     network = load_trained(out, list(recipe.phases)[-1]).network
-    figures = follow(network, sampler(recipe))
-    drifted = drift(network, sampler(recipe, CHAIN_STEPS))
+    made = replace(sampler(recipe), pseudo_last=best_distance(network, sampler(recipe)))
+    print(f"the reference stands {made.pseudo_last} latent frames beyond the clip, as suits other puppets", flush=True)
+    figures, drifted = follow(network, made), drift(network, replace(made, steps=CHAIN_STEPS))
     found = list(bars(figures, drifted, took))
     print(table(found))
     by_clip = [", ".join(f"{error:.4f}" for error in errors) for errors in (drifted.with_reference, drifted.without)]

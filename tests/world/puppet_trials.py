@@ -23,6 +23,7 @@ from training.models.active_mind import ActiveMind, Conditions
 from training.sampling import Guidance, first_noise, reference_latent, sample_clip, sigma_steps
 
 UNSEEN = 1_000_003  # a seed that nothing is trained on
+HELD_OUT = 500_009  # another, that nothing is measured on but what the sampling is set by
 CASES, CHAINS, CHAINED = 40, 24, 10
 SEAM = STRIDE_T + 1  # frames that a clip takes over from the one before (active-mind appendix B)
 
@@ -123,17 +124,17 @@ class Drift:
         return tuple(float(errors[-1] - errors[0]) for errors in (self.with_reference, self.without))  # type: ignore[return-value]
 
 
-def unseen(count: int, frames: int = FRAMES) -> list[Puppet]:
-    return [Puppet.of(UNSEEN, number, frames=frames) for number in range(count)]
+def unseen(count: int, frames: int = FRAMES, of: int = UNSEEN) -> list[Puppet]:
+    return [Puppet.of(of, number, frames=frames) for number in range(count)]
 
 
 def heard(sound: np.ndarray, frames: int) -> np.ndarray:
     return frame_windows(sound, frames, FPS)
 
 
-def follow(model: ActiveMind, sampler: Sampler, cases: int = CASES, seed: int = 0) -> Figures:
-    """What the puppets do with their sound and text, and with silence."""
-    puppets = unseen(cases)
+def follow(model: ActiveMind, sampler: Sampler, cases: int = CASES, seed: int = 0, of: int = UNSEEN) -> Figures:
+    """What the puppets do with their sound and text, and with silence. of: the puppets' seed."""
+    puppets = unseen(cases, of=of)
     references = np.stack([reference(puppet.identity) for puppet in puppets])
     captions = [puppet.caption for puppet in puppets]
     speaking, silent = (
@@ -168,14 +169,20 @@ def _correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def chain(
-    model: ActiveMind, sampler: Sampler, chains: int = CHAINS, clips: int = CHAINED, keep: bool = True, seed: int = 0
+    model: ActiveMind,
+    sampler: Sampler,
+    chains: int = CHAINS,
+    clips: int = CHAINED,
+    keep: bool = True,
+    seed: int = 0,
+    of: int = UNSEEN,
 ) -> np.ndarray:
     """Puppets of many clips, each begun with the last five frames of the one before: the colour error by clip, [clips].
 
-    keep: give the reference picture as pseudo last frame.
+    keep: give the reference picture as pseudo last frame. of: the puppets' seed.
     """
     step = FRAMES - SEAM
-    puppets = unseen(chains, frames=FRAMES + step * (clips - 1))
+    puppets = unseen(chains, FRAMES + step * (clips - 1), of)
     references = np.stack([reference(puppet.identity) for puppet in puppets])
     captions = [puppet.caption for puppet in puppets]
     each = SAMPLE_RATE // FPS
