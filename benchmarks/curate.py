@@ -209,7 +209,6 @@ def curated(
     from tasks.curation import Curation
     from tasks.engine import Engine
     from tasks.outcome import Outcome
-    from tasks.work import StepResult, summed
 
     recipe = load_recipe(recipe_name)
     if bounds:
@@ -219,9 +218,7 @@ def curated(
         curation = Curation(recipe, Storage(str(out)), rows, engine)
         list(engine.map(time.sleep, [0.0] * workers * 2, 60))  # processes are started before the clock
         started = time.perf_counter()
-        results: dict[str, StepResult] = {}
-        for work, group in curation.walk():
-            results = summed(results, curation.run(work, work.units(group)))
+        results = curation.everything()
         seconds = {name: result.seconds for name, result in results.items()}
         outcome = Outcome(curation)
         plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]

@@ -3,7 +3,8 @@ follow sounds that it never heard, obey texts, and keep identities that it never
 
     python -m benchmarks.proof [--seed 0] [--folder out/proof]
 
-Shards, loader, trainer and phases are those of every training; the recipe is data_manifests/puppets.yaml. What is
+Shards, loader, trainer and phases are those of every training; the recipe is data_manifests/puppets.yaml. How far
+beyond a clip its reference stands is set first, for the trained network, on puppets that nothing else uses. What is
 printed is a Markdown table with the bar beside each figure; the exit code is 1 when one is missed. A training that was
 cut off goes on where it was when the same folder is given again; shards that lie there serve again where they are the
 same that would be made.

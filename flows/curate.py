@@ -1,5 +1,6 @@
 """The `curate` flow: footage in, WebDataset shards out, one task a piece of work and group of partitions."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -25,7 +26,7 @@ from tasks.outcome import Outcome, ShardError
 from tasks.recipe import load_recipe
 from tasks.shards import ShardPlan, read_entry
 from tasks.stage import MissingBackend
-from tasks.work import StepResult, Unit, Work, summed
+from tasks.work import StepResult, Unit, Work
 
 # What a user can mend: shown as one message, without a traceback.
 USER_ERRORS = (ManifestError, RecipeError, MissingBackend, StoreError, OutputError, LedgerError, ShardError)
@@ -123,12 +124,11 @@ def curate(parameters: CurateParameters) -> Summary:
         changes = curation.changes()
         for line in changes:
             logger.info(line)
-        results: dict[str, StepResult] = {}
-        for work, group in curation.walk():
-            units = work.units(group)
-            if units:
-                label = f"{group[0]}-{group[-1]}"
-                results = summed(results, run_step(work.name, label, curation, work, _unseen(units)))
+
+        def as_task(work: Work, group: Sequence[int], units: list[Unit]) -> dict[str, StepResult]:
+            return run_step(work.name, f"{group[0]}-{group[-1]}", curation, work, _unseen(units))
+
+        results = curation.everything(as_task)
         outcome = Outcome(curation, bad_rows)
         written = 0
         entries: list[ShardEntry] = []

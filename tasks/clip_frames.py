@@ -1,6 +1,6 @@
 """A clip's frames for the stages: decoded, as far as memory allows once for all who look, and turned into RGB."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,51 +31,48 @@ class Decoded:
         """All frames in order, none of them to be changed. Raises MediaError when one cannot be decoded."""
         if self._all:
             yield from self._all
-            return
-        keep: list[av.VideoFrame] = []
-        taken = 0
-        for index, event in enumerate(read_video(self._path)):
-            if not isinstance(event, Picture):
-                raise MediaError(f"{self._path.name}: frame {index} of the clip cannot be decoded")
-            self.read += 1
-            taken += _bytes(event.frame)
-            if taken <= self._keep_bytes:
-                keep.append(event.frame)
-            else:
-                keep.clear()
-            yield event.frame
-        self._all = keep
+        else:
+            self._all = yield from self._passed_on(self._decode())
 
     def keyframes(self) -> Iterator["av.VideoFrame"]:
         """Only the key frames, one a second; likewise."""
-        import av
-
         if self._all or self._keys:
             yield from self._keys or [frame for frame in self._all if frame.key_frame]
-            return
-        keep: list[av.VideoFrame] = []
+        else:
+            self._keys = yield from self._passed_on(self._decode_keys())
+
+    def _passed_on(self, frames: Iterable["av.VideoFrame"]) -> Generator["av.VideoFrame", None, list["av.VideoFrame"]]:
+        """Pass frames on one by one. Returns: all of them at the end; none where they take too much memory."""
+        kept: list[av.VideoFrame] = []
         taken = 0
+        for frame in frames:
+            self.read += 1
+            taken += sum(plane.buffer_size for plane in frame.planes)
+            if taken <= self._keep_bytes:
+                kept.append(frame)
+            else:
+                kept.clear()
+            yield frame
+        return kept
+
+    def _decode(self) -> Iterator["av.VideoFrame"]:
+        for index, event in enumerate(read_video(self._path)):
+            if not isinstance(event, Picture):
+                raise MediaError(f"{self._path.name}: frame {index} of the clip cannot be decoded")
+            yield event.frame
+
+    def _decode_keys(self) -> Iterator["av.VideoFrame"]:
+        import av
+
         with open_media(self._path) as container:
             stream = video_stream(container)
             stream.codec_context.thread_count = 1
             stream.codec_context.options = {"err_detect": "explode"}
             stream.codec_context.skip_frame = "NONKEY"
             try:
-                for frame in container.decode(stream):
-                    self.read += 1
-                    taken += _bytes(frame)
-                    if taken <= self._keep_bytes:
-                        keep.append(frame)
-                    else:
-                        keep.clear()
-                    yield frame
+                yield from container.decode(stream)
             except av.FFmpegError as error:
                 raise MediaError(f"{self._path.name}: a key frame cannot be decoded: {error}") from None
-        self._keys = keep
-
-
-def _bytes(frame: "av.VideoFrame") -> int:
-    return sum(plane.buffer_size for plane in frame.planes)
 
 
 def images(

@@ -27,14 +27,14 @@ from tasks.findings import Finding, file_name
 from tasks.ingest import SourceInfo, signature
 from tasks.jobs import FindShots, Source, WriteClips, ingest_source
 from tasks.ledger import Ledger, partition_of, schema_for
-from tasks.measure import ClipToMeasure, MeasureClip, Measured, StagePlan
+from tasks.measure import ClipToMeasure, MeasureClip, StagePlan
 from tasks.policy import alive, join
 from tasks.recipe import Recipe
 from tasks.stage import MissingBackend, Stage, fingerprint
 from tasks.stages import STAGES
 from tasks.stages import upstream as upstream_of
 from tasks.weights import require
-from tasks.work import Progress, Step, StepResult, Unit, Work, shared_out
+from tasks.work import Progress, Run, Step, StepResult, Unit, Work, shared_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -253,13 +253,13 @@ class Curation:
                 if outcome.error and not isinstance(work, Step):
                     log.warning("%s: %s; its stages are tried one by one", name, outcome.error)
                     self._lost.add(unit.key)
-                for step_name, measured in self._rows(work, unit, outcome).items():
-                    rows.setdefault((step_name, partition), []).append(measured.row)
-                    failed = measured.row["status"] == "error"
-                    tally[step_name] += StepResult(1, int(failed), measured.seconds)
+                for step_name, row, seconds in self._rows(work, unit, outcome):
+                    rows.setdefault((step_name, partition), []).append(row)
+                    failed = row["status"] == "error"
+                    tally[step_name] += StepResult(1, int(failed), seconds)
                     errors += failed
                     if failed:
-                        log.warning("%s: %s: %s", step_name, name, measured.row["error"])
+                        log.warning("%s: %s: %s", step_name, name, row["error"])
                 done += 1
                 if progress is not None:
                     several = {} if isinstance(work, Step) else {name: result.done for name, result in tally.items()}
@@ -273,24 +273,22 @@ class Curation:
             self._sources = None
         return shared_out(tally, time.monotonic() - started)
 
-    def _rows(self, work: Work, unit: Unit, outcome: Outcome[Any, dict[str, Any]]) -> dict[str, Measured]:
-        """The rows that a unit gives, by step."""
-        measuring = isinstance(unit.value, ClipToMeasure)
+    def _rows(
+        self, work: Work, unit: Unit, outcome: Outcome[Any, dict[str, Any]]
+    ) -> Iterator[tuple[str, dict[str, Any], float]]:
+        """The rows that a unit gives: of which step, the row, and the seconds of a stage."""
         if outcome.error and not isinstance(work, Step):
-            return {}
-        if outcome.error or not measuring:
-            status, error = "error" if outcome.error else "ok", outcome.error
-            if error == TOO_LONG:
-                error = f"took longer than {self.recipe.run.time_limit(work.name):g} s"
-            row = {"key": unit.key, "inputs": unit.inputs, "status": status, "error": error}
-            return {work.name: Measured(row | (outcome.result or {}), 0.0)}
-        metadata = unit.value.record.metadata
-        return {
-            name: Measured(
-                {"key": unit.key, "inputs": _inputs(metadata, self.reads[name]), **measured.row}, measured.seconds
-            )
-            for name, measured in (outcome.result or {}).items()
-        }
+            return
+        if not outcome.error and isinstance(unit.value, ClipToMeasure):
+            for name, measured in (outcome.result or {}).items():
+                inputs = _inputs(unit.value.record.metadata, self.reads[name])
+                yield name, {"key": unit.key, "inputs": inputs, **measured.row}, measured.seconds
+            return
+        error = outcome.error
+        if error == TOO_LONG:
+            error = f"took longer than {self.recipe.run.time_limit(work.name):g} s"
+        row = {"key": unit.key, "inputs": unit.inputs, "status": "error" if error else "ok", "error": error}
+        yield work.name, row | (outcome.result or {}), 0.0
 
     def _flush(self, rows: dict[tuple[str, int], list[dict[str, Any]]]) -> None:
         # the last stage first: by the row that a unit lacked first it counts as done
@@ -396,6 +394,15 @@ class Curation:
             present = {source_id: _inputs(about, self.reads[name]) for source_id, about in metadata.items()}
             tables[name] = table[table["inputs"] == table["key"].str[:16].map(present)]
         return join(clips, tables)
+
+    def everything(self, run: Run | None = None) -> dict[str, StepResult]:
+        """Do each piece of work that has units, by `run` where one is given; what was done, by step."""
+        results: dict[str, StepResult] = {}
+        for work, group in self.walk():
+            if units := work.units(group):
+                for name, result in (run(work, group, units) if run else self.run(work, units)).items():
+                    results[name] = results[name] + result if name in results else result
+        return results
 
     def walk(self) -> Iterator[tuple[Work, Sequence[int]]]:
         """Each piece of work and group of partitions in order, for who runs each before asking for the next: all

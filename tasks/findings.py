@@ -50,6 +50,16 @@ class Finding:
             row.get("files_bytes") or 0,
         )
 
+    def row(self) -> dict[str, Any]:
+        """What `of` reads, for the stage's table."""
+        return {
+            **self.columns,
+            "arrays": list(self.arrays),
+            "arrays_bytes": self.arrays_bytes,
+            "files": list(self.files),
+            "files_bytes": self.files_bytes,
+        }
+
     def measurement(self, storage: Storage, clip_id: str) -> Measurement:
         """The whole measurement; arrays and files are read from the storage when asked for.
 

@@ -86,7 +86,8 @@ class MeasureClip:
                         row = {"status": "error", "error": unit_error(error)}
                         made[plan.name] = Measured(row, time.perf_counter() - started)
                         break
-                    made[plan.name] = Measured(_row(finding), time.perf_counter() - started)
+                    row = {"status": "ok", "error": "", **finding.row()}
+                    made[plan.name] = Measured(row, time.perf_counter() - started)
                 if not _let_through(unit.record, finding, self.policy):
                     break
                 if STAGES[plan.name].remakes_clip:
@@ -153,18 +154,6 @@ def _within(seconds: float | None) -> Iterator[None]:
     finally:
         if seconds is not None:
             signal.setitimer(signal.ITIMER_REAL, 0)
-
-
-def _row(finding: Finding) -> dict[str, Any]:
-    return {
-        "status": "ok",
-        "error": "",
-        **finding.columns,
-        "arrays": list(finding.arrays),
-        "arrays_bytes": finding.arrays_bytes,
-        "files": list(finding.files),
-        "files_bytes": finding.files_bytes,
-    }
 
 
 def _let_through(record: ClipRecord, finding: Finding, policy: Policy) -> bool:

@@ -57,9 +57,7 @@ class StepResult:
         return StepResult(self.done + other.done, self.errors + other.errors, self.seconds + other.seconds)
 
 
-def summed(some: Mapping[str, StepResult], more: Mapping[str, StepResult]) -> dict[str, StepResult]:
-    """Results by step, added up."""
-    return {**some, **{name: some[name] + result if name in some else result for name, result in more.items()}}
+Run = Callable[[Work, Sequence[int], list[Unit]], dict[str, StepResult]]  # a piece of work, the partitions, the units
 
 
 def shared_out(tally: Mapping[str, StepResult], seconds: float) -> dict[str, StepResult]:

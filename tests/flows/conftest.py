@@ -26,7 +26,6 @@ from tasks.curation import Curation
 from tasks.engine import Engine
 from tasks.outcome import Outcome
 from tasks.recipe import Recipe, load_recipe
-from tasks.work import StepResult, summed
 
 FILES = ["talk_3s.mp4", "cuts_plain.mp4", "frozen.mp4", "shake.mp4", "nobody.mp4", "truncated.mp4"]
 HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}.mp4"
@@ -133,9 +132,7 @@ def curate() -> Iterator[Curate]:
             storage = Storage(str(out))
             rows = [SourceRow(str(file), {}, f"footage.csv:{at}") for at, file in enumerate(files, 2)]
             curation = Curation(recipe, storage, rows, engine)
-            results: dict[str, StepResult] = {}
-            for work, group in curation.walk():
-                results = summed(results, curation.run(work, work.units(group)))
+            results = curation.everything()
             outcome = Outcome(curation, bad_rows)
             plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]
             outcome.record(DatasetManifest.of(outcome.recipe_name, "footage.csv", outcome.write_shards(plans)))

@@ -23,7 +23,6 @@ from tasks.networks.catalogue import CATALOGUE
 from tasks.recipe import recipe_of
 from tasks.stage import MissingBackend
 from tasks.weights import Published, WrongWeights
-from tasks.work import StepResult
 
 _TOKENS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
 STATE = {"conv.weight": torch.ones(4, 3), "conv.bias": torch.zeros(4)}
@@ -207,9 +206,7 @@ def test_changed_weights_are_measured_anew_and_the_same_ones_are_not(
         def curate() -> tuple[str, dict[str, int]]:
             curation = Curation(recipe, Storage(str(tmp_path / "out")), rows, engine)
             curation.check()
-            results: dict[str, StepResult] = {}
-            for work, group in curation.walk():
-                results |= curation.run(work, work.units(group))
+            results = curation.everything()
             assert not any(result.errors for result in results.values())
             return curation.step["speech"].fingerprint, {name: result.done for name, result in results.items()}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.proof import SPENT, Spent, bars, best_distance, sampler, shards, spent, table, trained
+from benchmarks.proof import SPENT, Bar, Spent, bars, best_distance, sampler, shards, spent, table, trained
 from data_manifests.dataset import load
 from tests.world.puppet_readers import read_arm, swing
 from tests.world.puppet_shards import make_puppets
@@ -30,6 +30,15 @@ def missed(speaking: np.ndarray, silent: np.ndarray, drift: Drift = DRIFT) -> li
     return [
         bar.what.partition(" to ")[0] for bar in bars(figures(PUPPETS, speaking, silent), drift, TOOK) if not bar.met
     ]
+
+
+def test_slack_is_how_far_within_its_bounds_a_figure_is() -> None:
+    none, any_number = float("-inf"), float("inf")
+    assert Bar("", 1.0, 0.8, 1.25).slack == 1.25
+    assert Bar("", 0.5, none, 2.0).slack == 4.0
+    assert Bar("", 0.9, 0.6, any_number).slack == pytest.approx(1.5)
+    assert Bar("", -0.1, none, 0.5).slack > 1e6  # nothing could be better
+    assert Bar("", 0.7, 0.8, 1.25).slack < 1 < Bar("", 0.81, 0.8, 1.25).slack
 
 
 @pytest.fixture(scope="module")
