@@ -182,6 +182,7 @@ def test_text_is_obeyed_after_half_a_minute(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_sound_and_text_are_followed_after_two_minutes(tmp_path: Path) -> None:
     """By bars that a tenth of the training reaches."""
     network, recipe = taught(tmp_path, 600, 700)
