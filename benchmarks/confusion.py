@@ -18,7 +18,8 @@ from typing import Any
 
 from data_manifests.storage import Storage
 from tasks.clip import Clip
-from tasks.clips import plan, write_clips
+from tasks.clips import plan
+from tasks.cut import write_clips
 from tasks.duplicates import copies
 from tasks.ingest import ingest
 from tasks.recipe import load_recipe

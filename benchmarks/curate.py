@@ -24,12 +24,12 @@ import psutil
 from data_manifests.storage import Storage
 from tasks.clip import Clip, ClipRecord
 from tasks.clip_frames import Decoded
-from tasks.clips import ClipSettings, plan, write_clips
+from tasks.clips import ClipSettings
 from tasks.decode import MediaError
 from tasks.findings import Finding, file_name
 from tasks.ingest import ingest
+from tasks.jobs import CutSource, Source, SourceToCut, WriteClips
 from tasks.recipe import Recipe, RunSettings, load_recipe
-from tasks.scenes import find_shots
 from tasks.stage import Measurement, Stage
 from tasks.stages import STAGES
 from tests.world import make
@@ -145,9 +145,11 @@ def one_round(
     """CPU seconds by step for one source, its clips, and what the stages took."""
     seconds = {"decode": cpu(lambda: plain_decode(path))[0]}
     seconds["hash and probe"], info = cpu(lambda: ingest(str(path)))
-    seconds["scenes"], scenes = cpu(lambda: find_shots(path, recipe.scenes))
-    records, _ = plan(info, scenes.shots, scenes.holes, settings)
-    seconds["cut and write"], records = cpu(lambda: write_clips(info, path, records, settings, storage))
+    job = CutSource(recipe.scenes, WriteClips(settings, storage), KEEP_BYTES)
+    seconds["scenes and clips"], made = cpu(lambda: job(SourceToCut(Source(info, {}))))
+    if error := next((one.row["error"] for one in made.values() if one.row["error"]), ""):
+        raise MediaError(error)
+    records = [ClipRecord(**clip, metadata={}) for clip in made["clips"].row["clips"]]
     costs = Costs()
     measure_all(records, storage, stages, costs)
     return seconds | {stage: costs.seconds.get(stage, 0.0) for stage in stages}, records, costs

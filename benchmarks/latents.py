@@ -22,7 +22,8 @@ import numpy as np
 
 from data_manifests.storage import Storage
 from tasks.clip import Clip
-from tasks.clips import ClipSettings, plan, write_clips
+from tasks.clips import ClipSettings, plan
+from tasks.cut import write_clips
 from tasks.ingest import ingest
 from tasks.latent_codec import MAX_CHANNELS, CosineCodec, usable_frames
 from tasks.latents import Latents, LatentsSettings, picture_size

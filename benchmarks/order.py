@@ -19,7 +19,8 @@ import numpy as np
 from benchmarks.curate import Costs, measure_all, table
 from data_manifests.storage import Storage
 from tasks.clip import ClipRecord
-from tasks.clips import plan, write_clips
+from tasks.clips import plan
+from tasks.cut import write_clips
 from tasks.decode import MediaError
 from tasks.duplicates import copies
 from tasks.ingest import ingest

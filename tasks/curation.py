@@ -25,7 +25,7 @@ from tasks.clip import ClipRecord
 from tasks.engine import TOO_LONG, Engine, Outcome, store_access
 from tasks.findings import Finding, file_name
 from tasks.ingest import SourceInfo, signature
-from tasks.jobs import FindShots, Source, WriteClips, ingest_source
+from tasks.jobs import CutSource, FindShots, Source, SourceToCut, WriteClips, ingest_source
 from tasks.ledger import Ledger, partition_of, schema_for
 from tasks.measure import ClipToMeasure, MeasureClip, StagePlan
 from tasks.policy import alive, join
@@ -34,7 +34,7 @@ from tasks.stage import MissingBackend, Stage, fingerprint
 from tasks.stages import STAGES
 from tasks.stages import upstream as upstream_of
 from tasks.weights import require
-from tasks.work import Progress, Run, Step, StepResult, Unit, Work, shared_out
+from tasks.work import Joint, Made, Progress, Run, Step, StepResult, Unit, Work, shared_out
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
+CUT = "cut"  # shots and clips together
+CUTTING = ("scenes", "clips")
 MEASURE = "measure"  # the work of all stages together
 
 _FLUSH_S = 20.0  # a kill costs at most this much work, and what is under way
@@ -67,7 +69,7 @@ class Curation:
         self.step: dict[str, Step] = {}
         self._plans: dict[str, StagePlan] = {}
         self._described: set[str] = set()  # tables that the ledger says of what their fingerprint stands for
-        self._lost: set[str] = set()  # clips that ended their worker
+        self._lost: set[str] = set()  # sources and clips that ended their worker
         asked = recipe.policy.columns()
         self._judged = {name: {c: self.stages[name].columns[c] for c in asked.get(name, ())} for name in self.stages}
         self.upstream: dict[str, list[str]] = {}  # stage -> those before it that its measurement starts from
@@ -112,8 +114,10 @@ class Curation:
         settings = self.recipe.scenes
 
         def units(partitions: Sequence[int]) -> list[Unit]:
-            sources = (Unit("scenes", s.info.source_id, "", s) for p in partitions for s in self.sources(p))
-            return self._missing("scenes", partitions, sources)
+            every = (source for partition in partitions for source in self.sources(partition))
+            return self._missing(
+                "scenes", partitions, (Unit("scenes", s.info.source_id, "", SourceToCut(s)) for s in every)
+            )
 
         backend = f"{scenes_stage.backend_version()}, {_decoder()}"
         made = fingerprint("scenes", scenes_stage.VERSION, backend, settings, self.step["sources"].fingerprint)
@@ -130,7 +134,8 @@ class Curation:
                 for source in self.sources(partition):
                     row = scenes.get(source.info.source_id)
                     if row is not None and row["status"] == "ok":
-                        found.append(Unit("clips", source.info.source_id, "", (source, *scenes_stage.spans(row))))
+                        value = SourceToCut(source, *scenes_stage.spans(row))
+                        found.append(Unit("clips", source.info.source_id, "", value))
             return self._missing("clips", partitions, found)
 
         scenes_made = self.step["scenes"].fingerprint
@@ -143,6 +148,19 @@ class Curation:
             return not all(map(self.storage.exists, names))
 
         return Step("clips", WriteClips(settings, self.storage), units, made, schema, about, gone)
+
+    def _cutting(self) -> Joint:
+        """Shots and clips, source by source, so that a source is fetched and decoded once for both."""
+
+        def units(partitions: Sequence[int]) -> list[Unit]:
+            found: dict[str, Unit] = {}
+            for name in CUTTING:
+                for unit in self.step[name].units(partitions):
+                    found.setdefault(unit.key, unit)
+            return list(found.values())
+
+        clips = WriteClips(self.recipe.clips, self.storage)
+        return Joint(CUT, CutSource(self.recipe.scenes, clips, self._keep_bytes), units, CUTTING)
 
     def _measuring_step(self, name: str) -> Step:
         stage = self.stages[name]
@@ -204,7 +222,7 @@ class Curation:
             known[name] = Finding.of(name, made, row, columns) if row["status"] == "ok" else None
         return known
 
-    def _measuring(self) -> Work:
+    def _measuring(self) -> Joint:
         """All stages, clip by clip, so that a clip is fetched and decoded once for all of them."""
 
         def units(partitions: Sequence[int]) -> list[Unit]:
@@ -215,25 +233,27 @@ class Curation:
                     found.setdefault(unit.key, unit)
             return list(found.values())
 
-        run = self.recipe.run
-        limits = {name: run.time_limit(name) for name in self.stages}
-        keep_bytes = run.keep_frames_mb * 1_000_000
-        job = MeasureClip(tuple(self._plans.values()), self.recipe.policy, self.storage, limits, keep_bytes)
-        return Work(MEASURE, job, units)
+        limits = {name: self.recipe.run.time_limit(name) for name in self.stages}
+        job = MeasureClip(tuple(self._plans.values()), self.recipe.policy, self.storage, limits, self._keep_bytes)
+        return Joint(MEASURE, job, units, tuple(self.stages))
+
+    @property
+    def _keep_bytes(self) -> int:
+        return self.recipe.run.keep_frames_mb * 1_000_000
 
     # ---- running a step ----
 
     def run(self, work: Work, units: Sequence[Unit], progress: Progress | None = None) -> dict[str, StepResult]:
         """Make the missing rows, keeping what is done every few seconds, also when the run is stopped.
 
-        A clip that ends its worker, or takes too long, while all stages measure it gets no row: `walk` comes to it
-        again stage by stage, to tell which of them it was.
+        A unit that ends its worker, or takes too long, while several steps share it gets no row: `walk` comes to it
+        again step by step, to tell which of them it was.
 
         Returns: what was done, by step. Raises StoreError when the storage or the machine fails; the rows made until
         then are kept.
         """
         started = flushed = time.monotonic()
-        steps = [work] if isinstance(work, Step) else [self.step[name] for name in self.stages]
+        steps = [self.step[name] for name in work.steps] if isinstance(work, Joint) else [self.step[work.name]]
         # when a task is tried again, what its first try has done counts
         partitions = sorted({partition_of(unit.key, self.partitions) for unit in units})
         by_step = {step.name: [unit for unit in units if unit.step == step.name] for step in steps}
@@ -250,8 +270,8 @@ class Curation:
                 unit = by_value[id(outcome.unit)]
                 partition = partition_of(unit.key, self.partitions)
                 name = _called(unit)
-                if outcome.error and not isinstance(work, Step):
-                    log.warning("%s: %s; its stages are tried one by one", name, outcome.error)
+                if outcome.error and isinstance(work, Joint):
+                    log.warning("%s: %s; its steps are tried one by one", name, outcome.error)
                     self._lost.add(unit.key)
                 for step_name, row, seconds in self._rows(work, unit, outcome):
                     rows.setdefault((step_name, partition), []).append(row)
@@ -262,7 +282,7 @@ class Curation:
                         log.warning("%s: %s: %s", step_name, name, row["error"])
                 done += 1
                 if progress is not None:
-                    several = {} if isinstance(work, Step) else {name: result.done for name, result in tally.items()}
+                    several = {n: r.done for n, r in tally.items()} if isinstance(work, Joint) else {}
                     progress(done, len(units), errors, several)
                 if time.monotonic() - flushed > _FLUSH_S:
                     self._flush(rows)
@@ -274,21 +294,20 @@ class Curation:
         return shared_out(tally, time.monotonic() - started)
 
     def _rows(
-        self, work: Work, unit: Unit, outcome: Outcome[Any, dict[str, Any]]
+        self, work: Work, unit: Unit, outcome: Outcome[Any, dict[str, Made]]
     ) -> Iterator[tuple[str, dict[str, Any], float]]:
-        """The rows that a unit gives: of which step, the row, and the seconds of a stage."""
-        if outcome.error and not isinstance(work, Step):
-            return
-        if not outcome.error and isinstance(unit.value, ClipToMeasure):
-            for name, measured in (outcome.result or {}).items():
+        """The rows that a unit gives: of which step, the row, and the seconds that it took."""
+        made = outcome.result or {}
+        if outcome.error and not isinstance(work, Joint):
+            error = outcome.error
+            if error == TOO_LONG:
+                error = f"took longer than {self.recipe.run.time_limit(work.name):g} s"
+            made = {work.name: Made({"status": "error", "error": error}, 0.0)}
+        for name, one in made.items():
+            inputs = unit.inputs
+            if isinstance(unit.value, ClipToMeasure):
                 inputs = _inputs(unit.value.record.metadata, self.reads[name])
-                yield name, {"key": unit.key, "inputs": inputs, **measured.row}, measured.seconds
-            return
-        error = outcome.error
-        if error == TOO_LONG:
-            error = f"took longer than {self.recipe.run.time_limit(work.name):g} s"
-        row = {"key": unit.key, "inputs": unit.inputs, "status": "error" if error else "ok", "error": error}
-        yield work.name, row | (outcome.result or {}), 0.0
+            yield name, {"key": unit.key, "inputs": inputs, **one.row}, one.seconds
 
     def _flush(self, rows: dict[tuple[str, int], list[dict[str, Any]]]) -> None:
         # the last stage first: by the row that a unit lacked first it counts as done
@@ -407,17 +426,21 @@ class Curation:
     def walk(self) -> Iterator[tuple[Work, Sequence[int]]]:
         """Each piece of work and group of partitions in order, for who runs each before asking for the next: all
         sources first, since the same file may stand in any partition; then depth first, so that scratch space does not
-        grow with the corpus; last, stage by stage, the clips that ended their worker."""
+        grow with the corpus, with sources that ended their worker once more, step by step; last, stage by stage, clips
+        that did."""
         everything = range(self.partitions)
         yield self.step["sources"], everything
         for group in self.groups():
-            yield self.step["scenes"], group
-            yield self.step["clips"], group
+            yield self._cutting(), group
+            for name in CUTTING if self._lost_in(group) else ():
+                yield self._of_the_lost(self.step[name]), group
             yield self._measuring(), group
-        if self._lost:
-            partitions = sorted({partition_of(key, self.partitions) for key in self._lost})
+        if partitions := self._lost_in(range(self.partitions)):
             for name in self.stages:
                 yield self._of_the_lost(self.step[name]), partitions
+
+    def _lost_in(self, partitions: Sequence[int]) -> list[int]:
+        return sorted({partition_of(key, self.partitions) for key in self._lost} & {*partitions})
 
     def _of_the_lost(self, step: Step) -> Step:
         def units(partitions: Sequence[int]) -> list[Unit]:
@@ -429,8 +452,9 @@ class Curation:
         """Neighbouring partitions put together until each group is worth a task of its own."""
         groups: list[range] = []
         total = sum(len(self.sources(partition)) for partition in range(self.partitions))
-        # one for the sources, one a stage for clips that ended their worker; a group's scenes, clips, measuring, shards
-        most = max(1, (_MOST_TASKS - 1 - len(self.stages)) // 4)
+        # one for the sources, one a stage for clips that ended their worker; a group's cutting, measuring, shards, and
+        # scenes and clips for sources that did
+        most = max(1, (_MOST_TASKS - 1 - len(self.stages)) // 5)
         enough = max(_GROUP_SOURCES, -(-total // most))
         start = count = 0
         for partition in range(self.partitions):
@@ -456,8 +480,7 @@ class Curation:
 
 def _called(unit: Unit) -> str:
     """What a log calls a unit: the address of a source, the clip_id of a clip."""
-    about = unit.value[0] if isinstance(unit.value, tuple) else unit.value
-    return about.info.uri if isinstance(about, Source) else unit.key
+    return unit.value.source.info.uri if isinstance(unit.value, SourceToCut) else unit.key
 
 
 def _decoder() -> str:

@@ -154,12 +154,10 @@ class VideoDecoder:
     One decoding thread: the workers are the parallelism, and results do not depend on their number.
     """
 
-    def __init__(self, stream: Any, start_s: float, rough: bool = False) -> None:
-        """rough: without the loop filter in B frames, a sixth of the work, for those who look at a picture as a whole.
-        Left out in all frames, its lack would add up from one to the next, to what looks like a cut at a key frame."""
+    def __init__(self, stream: Any, start_s: float) -> None:
         self._context = stream.codec_context
         self._context.thread_count = 1
-        self._context.options = {"err_detect": "explode"} | ({"skip_loop_filter": "bidir"} if rough else {})
+        self._context.options = {"err_detect": "explode"}
         self._time_base = stream.time_base
         self._tick_s = float(stream.time_base)
         self._never = _impossible(self._context)
@@ -317,30 +315,42 @@ class VideoDecoder:
         return known or self._step_s
 
 
-def read_video(path: Path, rough: bool = False) -> Iterator[Picture | Bad | Missing]:
-    """Decode a file's video once, in display order; `rough` as for VideoDecoder.
-
-    Raises MediaError when the file cannot be opened.
-    """
+def read_video(path: Path) -> Iterator[Picture | Bad | Missing]:
+    """Decode a file's video once, in display order. Raises MediaError when the file cannot be opened."""
     with open_media(path) as container:
-        stream = video_stream(container)
-        start_s = start_of(container)
-        decoder = VideoDecoder(stream, start_s, rough)
-        gaps = Gaps(container, stream)
-        ticks_s = [float(s.time_base or 0) for s in container.streams]
-        ends_s = 0.0
-        for packet in packets(container, *container.streams):
-            stamp = packet.pts if packet.pts is not None else packet.dts
-            if stamp is not None:
-                ends_s = max(ends_s, (stamp + (packet.duration or 0)) * ticks_s[packet.stream_index] - start_s)
-            if gaps.before(packet):
-                decoder.lose(packet)
-            if packet.stream_index == stream.index:
-                yield from decoder.feed(packet)
-        yield from decoder.finish()
-        declared_s = (container.duration or 0) / 1_000_000
-        if container.format.name.startswith("matroska"):
-            declared_s -= start_s  # counted from zero there, not from the first frame
-        # only where the header is an index; elsewhere it is a guess
-        if container.format.name.startswith(("mov", "matroska")) and declared_s - ends_s > _MISSING_S:
-            yield Missing(round(ends_s, 6), round(declared_s, 6))
+        for event in read(container):
+            assert not isinstance(event, Sound)
+            yield event
+
+
+class Sound(NamedTuple):
+    """A packet of sound, in its place among the pictures."""
+
+    packet: Any
+
+
+def read(container: "InputContainer", audio: Any = None) -> Iterator[Picture | Bad | Missing | Sound]:
+    """Decode an open file's video once, in display order, and pass on the packets of its stream `audio`, if any."""
+    stream = video_stream(container)
+    start_s = start_of(container)
+    decoder = VideoDecoder(stream, start_s)
+    gaps = Gaps(container, stream)
+    ticks_s = [float(s.time_base or 0) for s in container.streams]
+    ends_s = 0.0
+    for packet in packets(container, *container.streams):
+        stamp = packet.pts if packet.pts is not None else packet.dts
+        if stamp is not None:
+            ends_s = max(ends_s, (stamp + (packet.duration or 0)) * ticks_s[packet.stream_index] - start_s)
+        if gaps.before(packet):
+            decoder.lose(packet)
+        if packet.stream_index == stream.index:
+            yield from decoder.feed(packet)
+        elif audio is not None and packet.stream_index == audio.index:
+            yield Sound(packet)
+    yield from decoder.finish()
+    declared_s = (container.duration or 0) / 1_000_000
+    if container.format.name.startswith("matroska"):
+        declared_s -= start_s  # counted from zero there, not from the first frame
+    # only where the header is an index; elsewhere it is a guess
+    if container.format.name.startswith(("mov", "matroska")) and declared_s - ends_s > _MISSING_S:
+        yield Missing(round(ends_s, 6), round(declared_s, 6))

@@ -18,6 +18,7 @@ from tasks.policy import alive, join
 from tasks.rules import Policy
 from tasks.stage import Measurement, Stage, StageSettings
 from tasks.stages import STAGES
+from tasks.work import Made
 
 _LONGEST_S = 1e8  # that a timer can be set to
 
@@ -44,14 +45,6 @@ class ClipToMeasure:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A stage's ledger row but for its key, and the seconds that it took."""
-
-    row: dict[str, Any]
-    seconds: float
-
-
-@dataclass(frozen=True)
 class MeasureClip:
     """Measure a clip with one stage after the other, as far as nothing is known of it, until one of them cannot measure
     it or the policy lets it go no further. What the stages give is kept; the ledger rows are the caller's to write.
@@ -65,7 +58,7 @@ class MeasureClip:
     time_limits: Mapping[str, float] = field(default_factory=dict)
     keep_bytes: int = 0
 
-    def __call__(self, unit: ClipToMeasure) -> dict[str, Measured]:
+    def __call__(self, unit: ClipToMeasure) -> dict[str, Made]:
         """The new rows, by stage. Raises StoreError when the storage or the machine fails."""
         record, made = unit.record, {}
         found: dict[str, Measurement] = {}
@@ -84,10 +77,10 @@ class MeasureClip:
                             found[plan.name], finding = self._measure(plan, clip)
                     except Exception as error:
                         row = {"status": "error", "error": unit_error(error)}
-                        made[plan.name] = Measured(row, time.perf_counter() - started)
+                        made[plan.name] = Made(row, time.perf_counter() - started)
                         break
                     row = {"status": "ok", "error": "", **finding.row()}
-                    made[plan.name] = Measured(row, time.perf_counter() - started)
+                    made[plan.name] = Made(row, time.perf_counter() - started)
                 if not _let_through(unit.record, finding, self.policy):
                     break
                 if STAGES[plan.name].remakes_clip:

@@ -28,7 +28,8 @@ class RunSettings(Strict):
     workers: worker processes; all cores when None. time_limit_s: seconds that a stage may take over one clip, before
     the clip is given up as an error. time_limits: others, by step: a stage, or sources, scenes, clips (for one source)
     and shards (for one shard). keep_frames_mb: memory of a worker for the decoded frames of one clip, which all stages
-    then share; 20 s at 480p take 300, a clip that takes more is decoded by each stage anew.
+    then share, or of the shot that is being cut: 300 and 400 for clips of 20 s at 480p. A clip that takes more is
+    decoded by each stage anew, a source twice.
     """
 
     workers: int | None = Field(default=None, ge=1)

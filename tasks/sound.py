@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import av
 
 _MARGIN_S = 0.1  # around a clip, for the resampling filter
+_LATE_S = 10.0  # no muxer lets sound come so long after its picture
 _JITTER_S = 0.010  # time stamps that stray less belong to sound without a gap
 _STEADY = 2e-4  # difference of two clocks that does not matter over a clip's length
 
@@ -24,6 +25,7 @@ class _Chunk:
     layout: str
     data: np.ndarray  # as PyAV gives it: [channels, samples], or [1, samples * channels] where they are interleaved
     samples: int
+    seen_s: float  # the time of the picture before it in the file
 
     @property
     def end_s(self) -> float:
@@ -47,10 +49,13 @@ class SoundTrack:
         self._tick_s = float(stream.time_base)
         self._start_s = start_s
         self._chunks: list[_Chunk] = []
-        self.time_s = float("-inf")  # how far the sound has been read
+        self._time_s = float("-inf")  # how far the sound has been read
 
-    def feed(self, packet: Any, wanted: Iterable[tuple[float, float]]) -> None:
-        """Decode one packet of the stream (None at the end); wanted: spans in seconds that `take` will be asked for."""
+    def feed(self, packet: Any, wanted: Iterable[tuple[float, float]], seen_s: float) -> None:
+        """Decode one packet of the stream (None at the end).
+
+        wanted: spans in seconds that `take` will be asked for. seen_s: the time of the picture before it in the file.
+        """
         import av
 
         try:
@@ -58,23 +63,27 @@ class SoundTrack:
         except (av.FFmpegError, ValueError):
             return
         for frame in frames:
-            time_s = max(self.time_s, 0.0)
+            time_s = max(self._time_s, 0.0)
             if frame.pts is not None:
                 time_s = frame.pts * self._tick_s - self._start_s
             end_s = time_s + frame.samples / frame.sample_rate
             if any(time_s < end + _MARGIN_S and end_s > start - _MARGIN_S for start, end in wanted):
-                self._chunks.append(_chunk(frame, time_s))
-            self.time_s = end_s
+                self._chunks.append(_chunk(frame, time_s, seen_s))
+            self._time_s = end_s
 
-    def covers(self, end_s: float) -> bool:
-        """Whether all that `take` needs of a clip ending then has been read."""
-        return self.time_s >= end_s + _MARGIN_S
+    def covers(self, end_s: float, seen_s: float) -> bool:
+        """Whether all that `take` needs of a clip ending then has been read, with the pictures up to `seen_s`.
+
+        Sound that ends before the picture would never come: nobody is to wait for it.
+        """
+        return self._time_s >= end_s + _MARGIN_S or seen_s > end_s + _LATE_S
 
     def take(self, start_s: float, samples: int) -> np.ndarray:
         """The sound from `start_s` on: [samples] int16 at 16 kHz."""
         sound = np.zeros(samples, np.float32)
         end_s = start_s + samples / SAMPLE_RATE
         near = [c for c in self._chunks if c.time_s < end_s + _MARGIN_S and c.end_s > start_s - _MARGIN_S]
+        near = [c for c in near if c.seen_s <= end_s + _LATE_S]  # whenever it is asked for
         for run in _runs(near):
             time_s, rate = _fit(run)
             resampled = _mono(run, rate)
@@ -117,7 +126,7 @@ def _fit(run: list[_Chunk]) -> tuple[float, int]:
     return float(np.median(strays - slope * counted)), round(rate / (1 + slope))
 
 
-def _chunk(frame: "av.AudioFrame", time_s: float) -> _Chunk:
+def _chunk(frame: "av.AudioFrame", time_s: float, seen_s: float) -> _Chunk:
     data: Any = frame.to_ndarray()
     kind, layout = frame.format.name, frame.layout.name
     if len(frame.layout.channels) > 1 and "channels" in layout:
@@ -129,7 +138,7 @@ def _chunk(frame: "av.AudioFrame", time_s: float) -> _Chunk:
             scale = -int(np.iinfo(data.dtype).min)
         data = ((data.mean(axis=0, keepdims=True) - middle) / scale).astype(np.float32)
         kind, layout = "fltp", "mono"
-    return _Chunk(time_s, frame.sample_rate, kind, layout, data, frame.samples)
+    return _Chunk(time_s, frame.sample_rate, kind, layout, data, frame.samples, seen_s)
 
 
 def _mono(run: list[_Chunk], rate: int) -> np.ndarray:

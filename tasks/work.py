@@ -13,15 +13,31 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True)
+class Made:
+    """A row of the ledger but for its key and the hash of its inputs, and the seconds that it took to make."""
+
+    row: dict[str, Any]
+    seconds: float
+
+
+@dataclass(frozen=True)
 class Work:
     """What the workers do for each of many units.
 
-    units: those of these partitions that have no row yet, each with its key and the hash of its inputs.
+    job: makes the rows that a unit lacks, by step. units: those of these partitions that lack one, each with its key
+    and the hash of its inputs.
     """
 
     name: str
-    job: Callable[[Any], dict[str, Any]]
+    job: Callable[[Any], dict[str, Made]]
     units: Callable[[Sequence[int]], list["Unit"]]
+
+
+@dataclass(frozen=True)
+class Joint(Work):
+    """Several steps that share the decoding of a unit. steps: their names, in order."""
+
+    steps: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -63,11 +63,5 @@ def test_a_triggered_run_completes_and_shows_its_funnel(deployed: Server, world:
     assert "1 samples in 1 shards" in artifacts["summary"]["data"]
     assert any(row["what"] == "kept" and row["count"] == 1 for row in json.loads(artifacts["funnel"]["data"]))
     tasks = deployed.post("/task_runs/filter", done)
-    assert {t["name"].split()[0] for t in tasks} == {
-        "sources",
-        "scenes",
-        "clips",
-        "measure",
-        "shards",
-    }
+    assert {t["name"].split()[0] for t in tasks} == {"sources", "cut", "measure", "shards"}
     assert {t["state_type"] for t in tasks} == {"COMPLETED"}

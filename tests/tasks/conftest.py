@@ -9,7 +9,8 @@ import pytest
 
 from data_manifests.storage import Storage
 from tasks.clip import Clip
-from tasks.clips import ClipSettings, plan, write_clips
+from tasks.clips import ClipSettings, plan
+from tasks.cut import write_clips
 from tasks.ingest import ingest
 from tasks.scenes import Shot
 

@@ -18,7 +18,8 @@ from data_manifests.storage import Storage
 from data_manifests.strict import RecipeError, validate
 from tasks.clip import ClipRecord
 from tasks.clip_frames import Decoded, images
-from tasks.clips import ClipSettings, Skipped, clip_size, plan, write_clips
+from tasks.clips import ClipSettings, Skipped, clip_size, clips_of, first_clips, plan
+from tasks.cut import write_clips
 from tasks.ingest import SourceInfo, ingest
 from tasks.media import MediaError
 from tasks.scenes import ScenesSettings, Shot, Span, find_shots
@@ -78,7 +79,7 @@ def test_clips_are_whole_frames_within_the_bounds_and_inside_one_shot(
 
 
 @given(frames=st.integers(1, 20_000), seconds=st.sampled_from([(5.0, 20.0), (3.0, 15.0), (2.0, 10.0)]))
-def test_longer_shots_are_split_evenly_and_leave_no_stub(frames: int, seconds: tuple[float, float]) -> None:
+def test_longer_shots_are_split_and_leave_no_stub(frames: int, seconds: tuple[float, float]) -> None:
     settings = ClipSettings(fps=25, min_s=seconds[0], max_s=seconds[1])
     end = frames / 25
     clips, skipped = plan(SOURCE, [Shot(0.0, end, 0.0, end, False, False)], [], settings)
@@ -88,9 +89,32 @@ def test_longer_shots_are_split_evenly_and_leave_no_stub(frames: int, seconds: t
         assert skipped == [Skipped(0.0, end, f"shorter than min_s {seconds[0]:g}")]
     else:
         assert sum(lengths) == frames
-        assert max(lengths) - min(lengths) <= 1
         assert len(lengths) == -(-frames // settings.max_frames)
         assert not skipped
+        *full, first, last = [settings.max_frames, *lengths]
+        assert set(full) <= {settings.max_frames}
+        assert first == settings.max_frames or 0 <= first - last <= 1
+
+
+@given(
+    frames=st.integers(1, 2000),
+    more=st.integers(0, 2000),
+    bounds=st.tuples(st.integers(1, 60), st.integers(0, 60)),
+    cut=st.booleans(),
+)
+def test_how_a_shot_begins_does_not_hang_on_how_long_it_is(
+    frames: int, more: int, bounds: tuple[int, int], cut: bool
+) -> None:
+    low, high = bounds[0], sum(bounds)
+    settings = ClipSettings(fps=25, min_s=low / 25, max_s=high / 25)
+    seen, whole = (Shot(0.0, n / 25, 0.0, n / 25, False, after) for n, after in ((frames, True), (frames + more, cut)))
+    begins, clips = first_clips(SOURCE, seen, settings), clips_of(SOURCE, whole, settings)
+    assert clips[: len(begins)] == begins
+    # and as much of a shot is in clips as by an even split of it
+    usable = frames + more - 3 * cut
+    parts = -(-usable // high)
+    even = usable if usable >= low and usable // parts >= low else high * (parts - 1)
+    assert sum(clip.frames for clip in clips) == (even if usable >= low else 0)
 
 
 def test_what_no_clip_shows_is_said_with_the_reason() -> None:
@@ -346,7 +370,7 @@ def test_colours_survive_full_range_other_matrices_and_ten_bits(
 def _chunks(strays_ms: list[float], rate: int = 48000, length: int = 1024, true_rate: float = 48000) -> list[_Chunk]:
     silence = np.zeros((1, length), np.float32)
     times = [5 + k * length / true_rate + stray / 1000 for k, stray in enumerate(strays_ms)]
-    return [_Chunk(time, rate, "fltp", "mono", silence, length) for time in times]
+    return [_Chunk(time, rate, "fltp", "mono", silence, length, seen_s=0.0) for time in times]
 
 
 @given(st.lists(st.floats(-4.5, 4.5), min_size=50, max_size=400))

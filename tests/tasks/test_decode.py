@@ -12,7 +12,8 @@ import pytest
 from data_manifests.storage import Storage
 from tasks.clip import Clip
 from tasks.clip_frames import Decoded
-from tasks.clips import ClipSettings, plan, write_clips
+from tasks.clips import ClipSettings, plan
+from tasks.cut import write_clips
 from tasks.decode import Bad, probe, read_video
 from tasks.ingest import ingest
 from tasks.media import MediaError

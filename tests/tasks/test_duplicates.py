@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from data_manifests.storage import Storage
 from tasks.clip import Clip
-from tasks.clips import ClipSettings, plan, write_clips
+from tasks.clips import ClipSettings, plan
+from tasks.cut import write_clips
 from tasks.duplicates import PICTURE_BITS, SOUND_BITS, Duplicates, DuplicatesSettings, copies
 from tasks.ingest import ingest
 from tasks.scenes import Shot

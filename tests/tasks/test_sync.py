@@ -218,7 +218,8 @@ def test_a_backend_is_one_class(watched: Watched, monkeypatch: pytest.MonkeyPatc
 def test_a_real_talker_is_in_sync_and_a_shift_is_found_to_half_a_frame(stage: Sync, tmp_path: Path) -> None:
     pytest.importorskip("mediapipe")
     from data_manifests.storage import Storage
-    from tasks.clips import ClipSettings, plan, write_clips
+    from tasks.clips import ClipSettings, plan
+    from tasks.cut import write_clips
     from tasks.ingest import ingest
     from tasks.scenes import Shot
 

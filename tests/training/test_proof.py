@@ -182,10 +182,10 @@ def test_text_is_obeyed_after_half_a_minute(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)
-def test_sound_and_text_are_followed_after_two_minutes(tmp_path: Path) -> None:
-    """By bars that a tenth of the training reaches."""
-    network, recipe = taught(tmp_path, 600, 700)
+@pytest.mark.timeout(3600)
+def test_sound_and_text_are_followed_after_eight_minutes(tmp_path: Path) -> None:
+    """By bars that a part of the training reaches; at half of it the arm swings half as far as it should."""
+    network, recipe = taught(tmp_path, 1000, 1500)
     made = sampler(recipe)
     found = follow(network, replace(made, pseudo_last=best_distance(network, made)), cases=20)
     assert found.mouth > 0.8 and 0.7 < found.mouth_amplitude < 1.3

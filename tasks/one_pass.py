@@ -1,0 +1,227 @@
+"""A source decoded once for both: its clips are written while its shots are being found.
+
+Nothing depends on it but the time: what could not be written in this pass, tasks.cut writes in another, with the same
+bytes.
+"""
+
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from data_manifests.storage import Storage
+from tasks.clip import ClipRecord
+from tasks.clips import ClipSettings, clips_of, first_clips
+from tasks.cut import Cutter
+from tasks.decode import Bad, Sound, read
+from tasks.ingest import SourceInfo
+from tasks.media import MediaError, open_media
+from tasks.scenes import Scenes, ScenesSettings, Shot, ShotFinder
+from tasks.upright import Picture
+
+if TYPE_CHECKING:
+    import av
+
+log = logging.getLogger(__name__)
+
+_BEHIND = 6  # pictures that wait at their full size until a cut before them has been found
+_NEAR_S = 0.002  # more than time stamps are rounded by
+
+
+def find_and_cut(
+    source: SourceInfo,
+    path: Path,
+    scenes: ScenesSettings,
+    clips: ClipSettings,
+    storage: Storage,
+    keep_bytes: int,
+) -> tuple[Scenes, float]:
+    """Find the shots of a source, and write of its clips what can be written in the same pass.
+
+    path: the source as a local file. keep_bytes: memory for pictures whose clip is not known yet, 1.5 bytes a pixel of
+    the clip; where they take more, clips are left for `tasks.cut.write_clips`. Returns the shots, and the seconds that
+    went into the clips.
+
+    Raises MediaError as `tasks.scenes.find_shots` does, with nothing left of clips; StoreError when the storage fails.
+    """
+    finder = ShotFinder(scenes)
+    seconds = 0.0
+    with open_media(path) as container, CutterAhead(source, container, clips, storage, keep_bytes) as cutter:
+        for event in read(container, cutter.audio):
+            if not isinstance(event, Sound):
+                finder.add(event)
+            started = time.perf_counter()
+            cutter.follow(event, finder)
+            seconds += time.perf_counter() - started
+        try:
+            found = finder.finish()
+        except MediaError:
+            cutter.take_back()
+            raise
+        started = time.perf_counter()
+        cutter.follow(None, finder)
+        seconds += time.perf_counter() - started
+    return found, seconds
+
+
+class _Kept(NamedTuple):
+    """A picture, upright and scaled, or a hole, and where its shot was thought to begin."""
+
+    event: Picture | Bad
+    clear_from_s: float
+
+
+class CutterAhead(Cutter):
+    """Writes clips as soon as it is sure that they will be clips.
+
+    Until then it keeps the pictures that clips would show, at the clips' size.
+    """
+
+    def __init__(
+        self, source: SourceInfo, container: Any, settings: ClipSettings, storage: Storage, keep_bytes: int
+    ) -> None:
+        super().__init__(source, container, settings, storage)
+        self._keep_bytes = keep_bytes
+        self._raw: deque[Picture] = deque()
+        self._kept: deque[_Kept] = deque()
+        self._kept_bytes = 0
+        self._starts: deque[float] = deque()  # where shots were thought to begin, in order
+        self._black_s = math.inf  # since when it has been black
+        self._shots = 0  # that have been dealt with
+        self._told = 0  # how many clips of the shot under way have been taken on
+        self._next_s = 0.0  # no clip that is not known yet begins earlier
+        self._given_up = False
+        self._made: dict[str, ClipRecord] = {}
+        self._clear_from_s: dict[str, float] = {}  # of the shot of a clip
+
+    def follow(self, event: Any, finder: ShotFinder) -> None:
+        """Go on with the next thing in the file, None at its end, after the finder has seen it.
+
+        Raises StoreError, and OSError where the machine is at fault; of all else write_clips will have more to say.
+        """
+        import av
+
+        if self._given_up:
+            return
+        try:
+            shot = finder.under_way
+            self._black_s = shot.black_s if shot is not None else math.inf
+            if shot is not None and (not self._starts or shot.newest_s > self._starts[-1]):
+                self._starts.append(shot.newest_s)
+            if event is not None:
+                self.add(event)
+            if not isinstance(event, Sound):
+                self._tell(finder, ended=event is None)
+            if event is None:
+                self.finish()
+        except (av.FFmpegError, MediaError, ValueError) as error:
+            self._give_up(str(error))
+
+    def take_back(self) -> None:
+        """Remove what has been written."""
+        for clip in self._made.values():
+            for name in filter(None, (clip.audio, clip.video)):
+                self._storage.remove(name)
+
+    def _give_up(self, why: str) -> None:
+        log.info("%s: clips from here on are cut in a second pass: %s", self._source.uri, why)
+        self._given_up = True
+        self._raw.clear()
+        self._kept.clear()
+        self.to_show.clear()
+
+    # ---- which clips there are ----
+
+    def _tell(self, finder: ShotFinder, ended: bool) -> None:
+        """Take on the clips that have become sure, and let go of the pictures that none will show."""
+        parted = finder.shots[self._shots :]
+        for shot in parted:
+            self._take_on(clips_of(self._source, shot, self._settings), shot.clear_from_s)
+            self._told = 0
+        self._shots += len(parted)
+        going_on = finder.under_way
+        if ended:
+            self._next_s = math.inf
+        elif going_on is None:
+            self._next_s = parted[-1].end_s if parted else self._next_s
+        else:
+            # trimmed at its end, as it will be if a cut follows
+            bounds = going_on.start_s, going_on.to_s, going_on.clear_from_s, going_on.to_s
+            sure = first_clips(self._source, Shot(*bounds, going_on.cut_before, True), self._settings)
+            self._take_on(sure, going_on.clear_from_s)
+            self._told = len(sure)
+            self._next_s = sure[-1].end_s if sure else going_on.clear_from_s
+        while self._kept and (self.to_show or self._kept[0].event.time_s <= self._next_s):
+            self._show(self._let_go())
+        if parted:
+            self._forget_sound()
+
+    def _take_on(self, clips: Sequence[ClipRecord], clear_from_s: float) -> None:
+        for clip in clips[self._told :]:
+            if not self._storage.exists(clip.video):
+                self.to_show.append(clip)
+                self._made[clip.clip_id] = clip
+                self._clear_from_s[clip.clip_id] = clear_from_s
+
+    # ---- pictures that wait ----
+
+    def _pass(self, events: Iterable[Picture | Bad]) -> None:
+        for event in events:
+            if isinstance(event, Picture):
+                self._seen_s = event.time_s
+                self._raw.append(event)
+                while len(self._raw) > _BEHIND:
+                    self._keep(self._raw.popleft(), self._raw[0].time_s)
+            else:
+                self._keep_raw(event.time_s)
+                self._kept.append(_Kept(event, event.time_s))
+
+    def _end(self) -> None:
+        if self._raw:
+            self._keep_raw(self._raw[-1].end_s)
+        while self._kept:
+            self._show(self._let_go())
+
+    def _keep_raw(self, until_s: float) -> None:
+        while self._raw:
+            picture = self._raw.popleft()
+            self._keep(picture, self._raw[0].time_s if self._raw else until_s)
+
+    def _keep(self, picture: Picture, until_s: float) -> None:
+        """Keep a picture that is on display until then, if it is where a frame of a clip could fall."""
+        while len(self._starts) > 1 and self._starts[1] <= picture.time_s:
+            self._starts.popleft()
+        if not self._starts or picture.time_s < self._starts[0] or picture.time_s >= self._black_s:
+            return
+        start_s, fps = self._starts[0], self._settings.fps
+        # clips begin whole frames after their shot's clear part does
+        frame = max(0, round((picture.time_s - _NEAR_S - start_s) * fps))
+        if start_s + (frame + 0.5) / fps > until_s + _NEAR_S:
+            return
+        upright = self._upright(picture.frame)
+        self._kept.append(_Kept(picture._replace(frame=upright), start_s))
+        self._kept_bytes += _bytes(upright)
+        if self._kept_bytes > self._keep_bytes:
+            raise MediaError("its pictures take more memory than run.keep_frames_mb allows")
+
+    def _let_go(self) -> Picture | Bad:
+        event, clear_from_s = self._kept.popleft()
+        if isinstance(event, Picture):
+            self._kept_bytes -= _bytes(event.frame)
+            clip = self.to_show[0] if self.to_show else None
+            if clip and clip.start_s <= event.time_s < clip.end_s and clear_from_s != self._clear_from_s[clip.clip_id]:
+                raise MediaError(f"where the shot of clip {clip.clip_id} begins was found too late")
+        return event
+
+    def _made_ready(self, frame: "av.VideoFrame") -> "av.VideoFrame":
+        return frame
+
+    def _wanted(self) -> list[tuple[float, float]]:
+        return [*super()._wanted(), (self._next_s, math.inf)]
+
+
+def _bytes(frame: "av.VideoFrame") -> int:
+    return sum(plane.buffer_size for plane in frame.planes)
