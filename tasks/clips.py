@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -14,9 +14,6 @@ from data_manifests.strict import Strict
 from tasks.clip import ClipRecord
 from tasks.ingest import SourceInfo
 from tasks.scenes import Shot, Span
-
-if TYPE_CHECKING:
-    pass
 
 VERSION = 2
 
@@ -115,15 +112,15 @@ def clips_of(source: SourceInfo, shot: Shot, settings: ClipSettings) -> list[Cli
 
 def first_clips(source: SourceInfo, shot: Shot, settings: ClipSettings) -> list[ClipRecord]:
     """The clips with which a shot begins that goes on beyond this part of it, however long it does."""
-    start_s, frames = _usable(shot, settings)
+    start_s, frames = _usable(shot, settings, stretch=0.0)
     whole = _whole(frames, settings.min_frames, settings.max_frames)
     return _records(source, shot, start_s, [settings.max_frames] * whole, settings)
 
 
-def _usable(shot: Shot, settings: ClipSettings) -> tuple[float, int]:
+def _usable(shot: Shot, settings: ClipSettings, stretch: float = _STRETCH) -> tuple[float, int]:
     """Start in seconds, and the number of whole output frames of a shot that are away from its transitions."""
     trim = math.ceil(settings.trim_s * settings.fps - 1e-6)
-    frames = math.floor((shot.clear_to_s - shot.clear_from_s) * settings.fps + _STRETCH)
+    frames = math.floor((shot.clear_to_s - shot.clear_from_s) * settings.fps + stretch)
     before = trim if shot.cut_before and shot.clear_from_s == shot.start_s else 0
     after = trim if shot.cut_after and shot.clear_to_s == shot.end_s else 0
     # by whole frames, so that where rates agree a clip's frames fall onto the source's

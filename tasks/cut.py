@@ -4,6 +4,7 @@ Output frame k of a clip that starts at t shows what is on display in the source
 event is shown more than half a frame early or late whatever the source's timing; sound is put at t to the sample.
 """
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -41,7 +42,7 @@ def write_clips(
 
     Raises tasks.media.MediaError when a clip's picture cannot be decoded throughout, OSError when the storage fails.
     """
-    missing = sorted((clip for clip in clips if not storage.exists(clip.video)), key=lambda clip: clip.start_s)
+    missing = sorted((clip for clip in clips if not is_written(clip, storage)), key=lambda clip: clip.start_s)
     if missing:
         with open_media(path) as container, Cutter(source, container, settings, storage) as cutter:
             cutter.to_show.extend(missing)
@@ -55,6 +56,12 @@ def write_clips(
         dataclasses.replace(clip, bytes=sum(storage.size(name) for name in (clip.video, clip.audio) if name))
         for clip in clips
     ]
+
+
+def is_written(clip: ClipRecord, storage: Storage) -> bool:
+    """Whether a clip is there, with its sound."""
+    with store_access(f"look for {clip.video}"):
+        return all(storage.exists(name) for name in (clip.video, clip.audio) if name)
 
 
 class Cutter:
@@ -83,10 +90,20 @@ class Cutter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._encoder is not None:
-            self._encoder.abandon()
-            self._encoder = None
+        self.drop()
         self._scratch.cleanup()
+
+    def drop(self) -> None:
+        """Let go of the clips that are not in the storage yet, and of all that was kept for them."""
+        self.to_show.clear()
+        self._to_store.clear()
+        self._shown = self._ready = None
+        if self._sound is not None:
+            self._sound.forget(math.inf)
+        if self._encoder is not None:
+            with contextlib.suppress(Exception):  # what it has failed with before
+                self._encoder.abandon()
+            self._encoder = None
 
     @property
     def done(self) -> bool:
@@ -183,6 +200,9 @@ class Cutter:
             video.unlink()
             self._to_store.popleft()
             self._forget_sound()
+
+    def _sound_bytes(self) -> int:
+        return self._sound.bytes if self._sound is not None else 0
 
     def _forget_sound(self) -> None:
         if self._sound is not None:

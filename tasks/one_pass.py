@@ -10,13 +10,14 @@ import time
 from collections import deque
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from data_manifests.storage import Storage
 from tasks.clip import ClipRecord
 from tasks.clips import ClipSettings, clips_of, first_clips
-from tasks.cut import Cutter
+from tasks.cut import Cutter, is_written
 from tasks.decode import Bad, Sound, read
+from tasks.engine import StoreError, describe, store_access
 from tasks.ingest import SourceInfo
 from tasks.media import MediaError, open_media
 from tasks.scenes import Scenes, ScenesSettings, Shot, ShotFinder
@@ -45,33 +46,28 @@ def find_and_cut(
     the clip; where they take more, clips are left for `tasks.cut.write_clips`. Returns the shots, and the seconds that
     went into the clips.
 
-    Raises MediaError as `tasks.scenes.find_shots` does, with nothing left of clips; StoreError when the storage fails.
+    Raises MediaError as `tasks.scenes.find_shots` does, with nothing left of clips; OSError when the storage fails.
     """
     finder = ShotFinder(scenes)
     seconds = 0.0
     with open_media(path) as container, CutterAhead(source, container, clips, storage, keep_bytes) as cutter:
-        for event in read(container, cutter.audio):
-            if not isinstance(event, Sound):
-                finder.add(event)
-            started = time.perf_counter()
-            cutter.follow(event, finder)
-            seconds += time.perf_counter() - started
         try:
+            for event in read(container, cutter.audio):
+                if not isinstance(event, Sound):
+                    finder.add(event)
+                started = time.perf_counter()
+                cutter.follow(event, finder)
+                seconds += time.perf_counter() - started
             found = finder.finish()
-        except MediaError:
+        except StoreError:
+            raise  # what has been written is of use to the next try
+        except Exception:
             cutter.take_back()
             raise
         started = time.perf_counter()
         cutter.follow(None, finder)
         seconds += time.perf_counter() - started
     return found, seconds
-
-
-class _Kept(NamedTuple):
-    """A picture, upright and scaled, or a hole, and where its shot was thought to begin."""
-
-    event: Picture | Bad
-    clear_from_s: float
 
 
 class CutterAhead(Cutter):
@@ -86,21 +82,22 @@ class CutterAhead(Cutter):
         super().__init__(source, container, settings, storage)
         self._keep_bytes = keep_bytes
         self._raw: deque[Picture] = deque()
-        self._kept: deque[_Kept] = deque()
+        self._kept: deque[Picture | Bad] = deque()  # upright and scaled
         self._kept_bytes = 0
         self._starts: deque[float] = deque()  # where shots were thought to begin, in order
+        self._judged_s = -math.inf  # up to when it has been decided which pictures to keep
+        self._late: dict[float, float] = {}  # where shots begin that were found later than that, and when that was
         self._black_s = math.inf  # since when it has been black
         self._shots = 0  # that have been dealt with
         self._told = 0  # how many clips of the shot under way have been taken on
-        self._next_s = 0.0  # no clip that is not known yet begins earlier
+        self._next_s = -math.inf  # no clip that is not known yet begins earlier
         self._given_up = False
-        self._made: dict[str, ClipRecord] = {}
-        self._clear_from_s: dict[str, float] = {}  # of the shot of a clip
+        self._made: list[ClipRecord] = []
 
     def follow(self, event: Any, finder: ShotFinder) -> None:
         """Go on with the next thing in the file, None at its end, after the finder has seen it.
 
-        Raises StoreError, and OSError where the machine is at fault; of all else write_clips will have more to say.
+        Raises OSError where the storage or the machine is at fault; whatever else it is, write_clips will meet it too.
         """
         import av
 
@@ -111,27 +108,34 @@ class CutterAhead(Cutter):
             self._black_s = shot.black_s if shot is not None else math.inf
             if shot is not None and (not self._starts or shot.newest_s > self._starts[-1]):
                 self._starts.append(shot.newest_s)
+                if shot.newest_s < self._judged_s:
+                    self._late[shot.newest_s] = self._judged_s
             if event is not None:
                 self.add(event)
             if not isinstance(event, Sound):
                 self._tell(finder, ended=event is None)
             if event is None:
                 self.finish()
-        except (av.FFmpegError, MediaError, ValueError) as error:
-            self._give_up(str(error))
+            elif self._kept_bytes + self._sound_bytes() > self._keep_bytes:
+                self._give_up("it takes more memory than run.keep_frames_mb allows")
+        except Exception as error:
+            if isinstance(error, OSError) and not isinstance(error, av.FFmpegError):
+                raise
+            self._give_up(describe(error))
 
     def take_back(self) -> None:
         """Remove what has been written."""
-        for clip in self._made.values():
+        for clip in self._made:
             for name in filter(None, (clip.audio, clip.video)):
-                self._storage.remove(name)
+                with store_access(f"remove {name}"):
+                    self._storage.remove(name)
 
     def _give_up(self, why: str) -> None:
         log.info("%s: clips from here on are cut in a second pass: %s", self._source.uri, why)
         self._given_up = True
         self._raw.clear()
         self._kept.clear()
-        self.to_show.clear()
+        self.drop()
 
     # ---- which clips there are ----
 
@@ -154,17 +158,20 @@ class CutterAhead(Cutter):
             self._take_on(sure, going_on.clear_from_s)
             self._told = len(sure)
             self._next_s = sure[-1].end_s if sure else going_on.clear_from_s
-        while self._kept and (self.to_show or self._kept[0].event.time_s <= self._next_s):
+        while self._kept and self._kept[0].time_s <= self._next_s:
             self._show(self._let_go())
+        if self._kept:
+            self._show_until(self._kept[0].time_s)
         if parted:
             self._forget_sound()
 
     def _take_on(self, clips: Sequence[ClipRecord], clear_from_s: float) -> None:
         for clip in clips[self._told :]:
-            if not self._storage.exists(clip.video):
+            if clip.start_s < self._late.get(clear_from_s, -math.inf):
+                raise MediaError(f"it was found too late that a shot begins at {clear_from_s:.3f} s")
+            if not is_written(clip, self._storage):
                 self.to_show.append(clip)
-                self._made[clip.clip_id] = clip
-                self._clear_from_s[clip.clip_id] = clear_from_s
+                self._made.append(clip)
 
     # ---- pictures that wait ----
 
@@ -177,7 +184,7 @@ class CutterAhead(Cutter):
                     self._keep(self._raw.popleft(), self._raw[0].time_s)
             else:
                 self._keep_raw(event.time_s)
-                self._kept.append(_Kept(event, event.time_s))
+                self._kept.append(event)
 
     def _end(self) -> None:
         if self._raw:
@@ -192,6 +199,7 @@ class CutterAhead(Cutter):
 
     def _keep(self, picture: Picture, until_s: float) -> None:
         """Keep a picture that is on display until then, if it is where a frame of a clip could fall."""
+        self._judged_s = until_s
         while len(self._starts) > 1 and self._starts[1] <= picture.time_s:
             self._starts.popleft()
         if not self._starts or picture.time_s < self._starts[0] or picture.time_s >= self._black_s:
@@ -202,18 +210,13 @@ class CutterAhead(Cutter):
         if start_s + (frame + 0.5) / fps > until_s + _NEAR_S:
             return
         upright = self._upright(picture.frame)
-        self._kept.append(_Kept(picture._replace(frame=upright), start_s))
+        self._kept.append(picture._replace(frame=upright))
         self._kept_bytes += _bytes(upright)
-        if self._kept_bytes > self._keep_bytes:
-            raise MediaError("its pictures take more memory than run.keep_frames_mb allows")
 
     def _let_go(self) -> Picture | Bad:
-        event, clear_from_s = self._kept.popleft()
+        event = self._kept.popleft()
         if isinstance(event, Picture):
             self._kept_bytes -= _bytes(event.frame)
-            clip = self.to_show[0] if self.to_show else None
-            if clip and clip.start_s <= event.time_s < clip.end_s and clear_from_s != self._clear_from_s[clip.clip_id]:
-                raise MediaError(f"where the shot of clip {clip.clip_id} begins was found too late")
         return event
 
     def _made_ready(self, frame: "av.VideoFrame") -> "av.VideoFrame":

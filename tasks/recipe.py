@@ -26,16 +26,16 @@ class RunSettings(Strict):
     """How the work is done; nothing here changes a result.
 
     workers: worker processes; all cores when None. time_limit_s: seconds that a stage may take over one clip, before
-    the clip is given up as an error. time_limits: others, by step: a stage, or sources, scenes, clips (for one source)
-    and shards (for one shard). keep_frames_mb: memory of a worker for the decoded frames of one clip, which all stages
-    then share, or of the shot that is being cut: 300 and 400 for clips of 20 s at 480p. A clip that takes more is
-    decoded by each stage anew, a source twice.
+    the clip is given up as an error. time_limits: others, by step: a stage, or sources, scenes, clips (for one source;
+    scenes and clips together take the sum of theirs) and shards (for one shard). keep_frames_mb: memory of a worker for
+    the decoded frames of one clip, which all stages then share, or of the shot that is being cut: 300 and 400 for clips
+    of 20 s at 480p, 520 and 650 for 15 s at 720p. A clip that takes more is decoded by each stage anew, a source twice.
     """
 
     workers: int | None = Field(default=None, ge=1)
     time_limit_s: float = Field(default=300.0, gt=0)
     time_limits: dict[str, float] = Field(default={})
-    keep_frames_mb: int = Field(default=640, ge=0)
+    keep_frames_mb: int = Field(default=1000, ge=0)
 
     def time_limit(self, step: str) -> float:
         """Seconds that one unit of a step may take."""

@@ -6,6 +6,7 @@ frames darker on average than a threshold are black, and the middle of the black
 """
 
 import math
+from array import array
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -222,9 +223,9 @@ class _Segment:
     """Frames without a hole among them. A cut or fade parts the shots as soon as nothing that follows can change it."""
 
     settings: ScenesSettings
-    times: list[float] = field(default_factory=list)
+    times: "array[float]" = field(default_factory=lambda: array("d"))
     end_s: float = 0.0
-    _brightness: list[float] = field(default_factory=list)
+    _brightness: "array[float]" = field(default_factory=lambda: array("d"))
     _start_s: float = 0.0  # of the shot under way
     _clear_from_s: float = 0.0
     _parted: int = 0  # how many shots have been found
@@ -232,8 +233,8 @@ class _Segment:
     _fades: deque[_Fade] = field(default_factory=deque)  # likewise; the last one may be going on
     _inside_to: int = -1  # the last frame of the last fade that has been dealt with: a cut in it is part of it
     _falls_from: int = 0  # since when each frame has been darker than the one before it
-    _indices: list[int] = field(default_factory=list)  # of the frames that the detector is shown
-    _fed: list[int] = field(default_factory=list)  # what the detector's frame numbers stand for
+    _indices: "array[int]" = field(default_factory=lambda: array("q"))  # of the frames that the detector is shown
+    _fed: "array[int]" = field(default_factory=lambda: array("q"))  # what the detector's frame numbers stand for
     _recent: list[np.ndarray] = field(default_factory=list)  # the last frames that the detector was shown
     _moved: int = 0  # the last frame that was no repeat
     _detector: "AdaptiveDetector | None" = None
@@ -413,4 +414,4 @@ class _Segment:
         if self._detector is not None:
             for mirrored in self._recent[-2::-1]:
                 self._feed(self._indices[-1], mirrored)
-        self._detector, self._fed, self._indices, self._recent = None, [], [], []
+        self._detector, self._fed, self._indices, self._recent = None, array("q"), array("q"), []

@@ -26,6 +26,7 @@ class _Chunk:
     data: np.ndarray  # as PyAV gives it: [channels, samples], or [1, samples * channels] where they are interleaved
     samples: int
     seen_s: float  # the time of the picture before it in the file
+    heard_s: float  # how far the sound before it in the file goes
 
     @property
     def end_s(self) -> float:
@@ -49,7 +50,9 @@ class SoundTrack:
         self._tick_s = float(stream.time_base)
         self._start_s = start_s
         self._chunks: list[_Chunk] = []
-        self._time_s = float("-inf")  # how far the sound has been read
+        self._time_s = float("-inf")  # the end of the last frame
+        self._heard_s = float("-inf")  # how far the sound has been read: time stamps may jump back
+        self.bytes = 0  # of memory
 
     def feed(self, packet: Any, wanted: Iterable[tuple[float, float]], seen_s: float) -> None:
         """Decode one packet of the stream (None at the end).
@@ -68,22 +71,25 @@ class SoundTrack:
                 time_s = frame.pts * self._tick_s - self._start_s
             end_s = time_s + frame.samples / frame.sample_rate
             if any(time_s < end + _MARGIN_S and end_s > start - _MARGIN_S for start, end in wanted):
-                self._chunks.append(_chunk(frame, time_s, seen_s))
+                self._chunks.append(_chunk(frame, time_s, seen_s, self._heard_s))
+                self.bytes += self._chunks[-1].data.nbytes
             self._time_s = end_s
+            self._heard_s = max(self._heard_s, end_s)
 
     def covers(self, end_s: float, seen_s: float) -> bool:
         """Whether all that `take` needs of a clip ending then has been read, with the pictures up to `seen_s`.
 
         Sound that ends before the picture would never come: nobody is to wait for it.
         """
-        return self._time_s >= end_s + _MARGIN_S or seen_s > end_s + _LATE_S
+        return self._heard_s >= end_s + _MARGIN_S or seen_s > end_s + _LATE_S
 
     def take(self, start_s: float, samples: int) -> np.ndarray:
         """The sound from `start_s` on: [samples] int16 at 16 kHz."""
         sound = np.zeros(samples, np.float32)
         end_s = start_s + samples / SAMPLE_RATE
         near = [c for c in self._chunks if c.time_s < end_s + _MARGIN_S and c.end_s > start_s - _MARGIN_S]
-        near = [c for c in near if c.seen_s <= end_s + _LATE_S]  # whenever it is asked for
+        # the same whenever it is asked for: what came after `covers` was true has no part in it
+        near = [c for c in near if c.heard_s < end_s + _MARGIN_S and c.seen_s <= end_s + _LATE_S]
         for run in _runs(near):
             time_s, rate = _fit(run)
             resampled = _mono(run, rate)
@@ -95,6 +101,7 @@ class SoundTrack:
     def forget(self, before_s: float) -> None:
         """Drop what only clips that start earlier would need."""
         self._chunks = [c for c in self._chunks if c.end_s > before_s - _MARGIN_S]
+        self.bytes = sum(c.data.nbytes for c in self._chunks)
 
 
 def _runs(chunks: list[_Chunk]) -> list[list[_Chunk]]:
@@ -126,7 +133,7 @@ def _fit(run: list[_Chunk]) -> tuple[float, int]:
     return float(np.median(strays - slope * counted)), round(rate / (1 + slope))
 
 
-def _chunk(frame: "av.AudioFrame", time_s: float, seen_s: float) -> _Chunk:
+def _chunk(frame: "av.AudioFrame", time_s: float, seen_s: float, heard_s: float) -> _Chunk:
     data: Any = frame.to_ndarray()
     kind, layout = frame.format.name, frame.layout.name
     if len(frame.layout.channels) > 1 and "channels" in layout:
@@ -138,7 +145,7 @@ def _chunk(frame: "av.AudioFrame", time_s: float, seen_s: float) -> _Chunk:
             scale = -int(np.iinfo(data.dtype).min)
         data = ((data.mean(axis=0, keepdims=True) - middle) / scale).astype(np.float32)
         kind, layout = "fltp", "mono"
-    return _Chunk(time_s, frame.sample_rate, kind, layout, data, frame.samples, seen_s)
+    return _Chunk(time_s, frame.sample_rate, kind, layout, data, frame.samples, seen_s, heard_s)
 
 
 def _mono(run: list[_Chunk], rate: int) -> np.ndarray:

@@ -370,7 +370,7 @@ def test_colours_survive_full_range_other_matrices_and_ten_bits(
 def _chunks(strays_ms: list[float], rate: int = 48000, length: int = 1024, true_rate: float = 48000) -> list[_Chunk]:
     silence = np.zeros((1, length), np.float32)
     times = [5 + k * length / true_rate + stray / 1000 for k, stray in enumerate(strays_ms)]
-    return [_Chunk(time, rate, "fltp", "mono", silence, length, seen_s=0.0) for time in times]
+    return [_Chunk(time, rate, "fltp", "mono", silence, length, 0.0, 0.0) for time in times]
 
 
 @given(st.lists(st.floats(-4.5, 4.5), min_size=50, max_size=400))

@@ -99,6 +99,25 @@ def test_a_stage_that_takes_too_long_costs_its_own_row(run: Run, world: Any, tmp
     assert written("out") == written("undisturbed")
 
 
+def test_a_source_that_takes_too_long_is_tried_step_by_step(run: Run, world: Any) -> None:
+    uris: dict[str, dict[str, str]] = {str(world.path("talk_3s.mp4")): {}}
+    done, outcome = run(uris, limits={"scenes": 0.001, "clips": 0.001})
+    assert done == {"sources": 1, "scenes": 1}
+    (source,) = outcome.sources
+    assert source["status"] == "error" and source["reason"] == "took longer than 0.001 s"
+    assert run(uris, retry_errors=True)[0] == {"scenes": 1, "clips": 1, "people": 1, "motion": 1, "speech": 1}
+
+
+def test_sound_that_is_gone_from_the_output_is_made_again(run: Run, world: Any, tmp_path: Path) -> None:
+    uri = str(world.path("talk_3s.mp4"))
+    run({uri: {}})
+    (sound,) = (tmp_path / "out" / "clips").rglob("*.flac")
+    before = sound.read_bytes()
+    sound.unlink()
+    assert run({uri: {}}, retry_errors=True)[0] == {"clips": 1}
+    assert sound.read_bytes() == before
+
+
 def test_rows_that_a_failing_store_has_cost_are_made_by_the_next_try(
     engine: Engine, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
