@@ -232,7 +232,7 @@ class _Segment:
     _cuts: deque[int] = field(default_factory=deque)  # which part no shots yet
     _fades: deque[_Fade] = field(default_factory=deque)  # likewise; the last one may be going on
     _inside_to: int = -1  # the last frame of the last fade that has been dealt with: a cut in it is part of it
-    _falls_from: int = 0  # since when each frame has been darker than the one before it
+    _falls_from: int = 0  # since when each frame has been darker than the one before it, as far back as a fade goes
     _indices: "array[int]" = field(default_factory=lambda: array("q"))  # of the frames that the detector is shown
     _fed: "array[int]" = field(default_factory=lambda: array("q"))  # what the detector's frame numbers stand for
     _recent: list[np.ndarray] = field(default_factory=list)  # the last frames that the detector was shown
@@ -331,6 +331,8 @@ class _Segment:
         level, now = self._brightness, len(self.times) - 1
         if now == 0 or level[now - 1] <= level[now] + _LEVEL:
             self._falls_from = now
+        while self.times[now] - self.times[self._falls_from] >= _RAMP_S:
+            self._falls_from += 1
         black = level[now] < self.settings.fade_threshold
         fade = self._fades[-1] if self._fades else None
         if fade is not None and fade.black_to is None:
