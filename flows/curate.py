@@ -15,7 +15,7 @@ from data_manifests.sources import BadRow, ManifestError, SourceRow, read_source
 from data_manifests.storage import Storage
 from data_manifests.strict import RecipeError
 from flows.leftovers import end_server_with_us
-from flows.progress import StepProgress
+from flows.progress import StepProgress, say
 from flows.report import add_times, write_report
 from flows.summary import Summary, funnel_rows, summarise, to_markdown
 from tasks.curation import Curation
@@ -106,7 +106,7 @@ def write_shards(group: str, outcome: Outcome, plans: list[ShardPlan]) -> list[S
     return outcome.write_shards(plans, StepProgress("shards", len(plans)))
 
 
-@flow(name="curate", description=__doc__)
+@flow(name="curate", description=__doc__, flow_run_name="{parameters.manifest} by {parameters.recipe}")
 def curate(parameters: CurateParameters) -> Summary:
     """Curate the footage that a manifest lists into WebDataset shards.
 
@@ -124,6 +124,7 @@ def curate(parameters: CurateParameters) -> Summary:
         changes = curation.changes()
         for line in changes:
             logger.info(line)
+            say(line)  # before the hours that it may cost
 
         def as_task(work: Work, group: Sequence[int], units: list[Unit]) -> dict[str, StepResult]:
             return run_step(work.name, f"{group[0]}-{group[-1]}", curation, work, _unseen(units))
@@ -175,16 +176,36 @@ def _unseen(values: list[T]) -> list[T]:
 
 
 def _read(manifest: str, storage: Storage) -> tuple[list[SourceRow], list[BadRow]]:
-    """The manifest's rows. Where the footage is a folder around the output, the run's own clips are passed by."""
+    """The manifest's rows. Where the footage is a folder, what runs have put into it is passed by, also other runs."""
     ours = tuple(f"{root}/{name}/" for root in (storage.root, storage.address.rstrip("/")) for name in OWN_FOLDERS)
     rows: list[SourceRow] = []
     bad: list[BadRow] = []
+    runs: dict[str, bool] = {}
+    others = 0
     for row in read_sources(manifest):
         if isinstance(row, BadRow):
             bad.append(row)
-        elif row.where != manifest or not row.uri.startswith(ours):
+        elif row.where != manifest:
             rows.append(row)
+        elif _of_a_run(row.uri, runs):
+            others += not row.uri.startswith(ours)
+        elif not row.uri.startswith(ours):
+            rows.append(row)
+    if others:
+        get_run_logger().warning("%s: %d files in it are what other runs have made, and no footage", manifest, others)
     if not rows:
         first = f"; the first of {len(bad)} bad rows: {bad[0].where}: {bad[0].reason}" if bad else ""
         raise ManifestError(f"{manifest}: no footage in it{first}")
     return rows, bad
+
+
+def _of_a_run(uri: str, runs: dict[str, bool]) -> bool:
+    """Whether a file lies in the output of a run. runs: what is known of folders, to be kept from call to call."""
+    for name in OWN_FOLDERS:
+        folder, between, _ = uri.rpartition(f"/{name}/")
+        if between:
+            if folder not in runs:
+                runs[folder] = bool(Storage(folder).folders("ledger"))
+            if runs[folder]:
+                return True
+    return False

@@ -47,6 +47,12 @@ def in_terminal(console: Console) -> Iterator[None]:
         _terminal.reset(token)
 
 
+def say(line: str) -> None:
+    """A line above the bars; where there is no terminal, nobody to say it to."""
+    if (bars := _terminal.get()) is not None:
+        bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 class StepProgress:
     """The progress of one piece of work: call it with the units done, the units in all and the errors so far.
 

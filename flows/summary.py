@@ -123,10 +123,10 @@ def print_summary(summary: Summary) -> None:
         console.print(f"error: {problem.where}: {problem.reason}", markup=False, highlight=False, soft_wrap=True)
     if summary.errors > len(summary.problems):
         console.print(f"and {summary.errors - len(summary.problems)} more errors: see sources.csv and clips.parquet")
-    for line in summary.changes:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
     new = summary.new | ({"shards": summary.written} if summary.written else {})
-    done = ", ".join(f"{count} {name}" for name, count in new.items()) or "nothing: all was there already"
+    units = {"scenes": "shots of {} sources", "clips": "clips of {} sources"}
+    done = ", ".join(units.get(name, f"{{}} {name}").format(count) for name, count in new.items())
+    done = done or "nothing: no row was missing"
     console.print(f"done in this run: {done}", highlight=False, soft_wrap=True)
     console.print(
         f"{summary.samples} samples in {summary.shards} shards: {summary.out}/dataset.json",

@@ -170,3 +170,5 @@ def test_the_output_may_lie_inside_the_footage(footage: Path, world: Any, tmp_pa
     shutil.copy(world.path("talk_3s.mp4"), tmp_path)
     assert run(tmp_path, tmp_path / "elsewhere" / ".." / "out").samples == 1
     assert run(tmp_path, tmp_path / "elsewhere" / ".." / "out").new == {}
+    # nor is it footage for another run
+    assert run(tmp_path, tmp_path / "another").new["sources"] == 1
