@@ -84,6 +84,7 @@ def recipe(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 @pytest.mark.timeout(1200)
+@pytest.mark.slow
 def test_every_network_of_the_papers_measures_a_clip(
     understudy: Understudy, recipe: Path, world: Any, tmp_path: Path
 ) -> None:
