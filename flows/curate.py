@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 
 from data_manifests.dataset import DatasetManifest, ShardEntry
 from data_manifests.sources import BadRow, ManifestError, SourceRow, read_sources
-from data_manifests.storage import Storage
+from data_manifests.storage import Storage, locate
 from data_manifests.strict import RecipeError
 from flows.leftovers import end_server_with_us
 from flows.progress import StepProgress, say
@@ -180,6 +180,7 @@ def _read(manifest: str, storage: Storage) -> tuple[list[SourceRow], list[BadRow
     ours = tuple(f"{root}/{name}/" for root in (storage.root, storage.address.rstrip("/")) for name in OWN_FOLDERS)
     rows: list[SourceRow] = []
     bad: list[BadRow] = []
+    footage = locate(manifest)[1].rstrip("/")
     runs: dict[str, bool] = {}
     others = 0
     for row in read_sources(manifest):
@@ -187,7 +188,7 @@ def _read(manifest: str, storage: Storage) -> tuple[list[SourceRow], list[BadRow
             bad.append(row)
         elif row.where != manifest:
             rows.append(row)
-        elif _of_a_run(row.uri, runs):
+        elif _of_a_run(row.uri, footage, runs):
             others += not row.uri.startswith(ours)
         elif not row.uri.startswith(ours):
             rows.append(row)
@@ -199,13 +200,16 @@ def _read(manifest: str, storage: Storage) -> tuple[list[SourceRow], list[BadRow
     return rows, bad
 
 
-def _of_a_run(uri: str, runs: dict[str, bool]) -> bool:
-    """Whether a file lies in the output of a run. runs: what is known of folders, to be kept from call to call."""
+def _of_a_run(uri: str, footage: str, runs: dict[str, bool]) -> bool:
+    """Whether a file lies in the output of a run that lies in the footage. runs: what is known of folders, to be kept
+    from call to call."""
     for name in OWN_FOLDERS:
         folder, between, _ = uri.rpartition(f"/{name}/")
         if between:
             if folder not in runs:
-                runs[folder] = bool(Storage(folder).folders("ledger"))
+                run = Storage(folder)
+                # clips that somebody names as footage are footage
+                runs[folder] = f"{run.root}/".startswith(f"{footage}/") and bool(run.folders("ledger"))
             if runs[folder]:
                 return True
     return False

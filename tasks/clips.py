@@ -110,11 +110,14 @@ def clips_of(source: SourceInfo, shot: Shot, settings: ClipSettings) -> list[Cli
     return _records(source, shot, start_s, lengths, settings)
 
 
-def first_clips(source: SourceInfo, shot: Shot, settings: ClipSettings) -> list[ClipRecord]:
-    """The clips with which a shot begins that goes on beyond this part of it, however long it does."""
+def first_clips(source: SourceInfo, shot: Shot, settings: ClipSettings, known: int = 0) -> list[ClipRecord]:
+    """The clips with which a shot begins that goes on beyond this part of it, however long it does; only those after
+    the first `known`, for who asks at every picture."""
     start_s, frames = _usable(shot, settings, stretch=0.0)
     whole = _whole(frames, settings.min_frames, settings.max_frames)
-    return _records(source, shot, start_s, [settings.max_frames] * whole, settings)
+    if whole <= known:
+        return []
+    return _records(source, shot, start_s, [settings.max_frames] * whole, settings)[known:]
 
 
 def _usable(shot: Shot, settings: ClipSettings, stretch: float = _STRETCH) -> tuple[float, int]:

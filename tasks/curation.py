@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
@@ -152,15 +152,19 @@ class Curation:
     def _cutting(self) -> Joint:
         """Shots and clips, source by source, so that a source is fetched and decoded once for both."""
 
+        clips = WriteClips(self.recipe.clips, self.storage)
+        return self._joint(CUT, CutSource(self.recipe.scenes, clips, self._keep_bytes), CUTTING)
+
+    def _joint(self, name: str, job: Callable[[Any], dict[str, Made]], steps: tuple[str, ...]) -> Joint:
         def units(partitions: Sequence[int]) -> list[Unit]:
+            # once each, from the first step that it lacks on; several list it where its files are gone
             found: dict[str, Unit] = {}
-            for name in CUTTING:
-                for unit in self.step[name].units(partitions):
+            for step in steps:
+                for unit in self.step[step].units(partitions):
                     found.setdefault(unit.key, unit)
             return list(found.values())
 
-        clips = WriteClips(self.recipe.clips, self.storage)
-        return Joint(CUT, CutSource(self.recipe.scenes, clips, self._keep_bytes), units, CUTTING)
+        return Joint(name, job, units, steps)
 
     def _measuring_step(self, name: str) -> Step:
         stage = self.stages[name]
@@ -225,17 +229,9 @@ class Curation:
     def _measuring(self) -> Joint:
         """All stages, clip by clip, so that a clip is fetched and decoded once for all of them."""
 
-        def units(partitions: Sequence[int]) -> list[Unit]:
-            # once each, from the first stage that it lacks on; several list it where their files are gone
-            found: dict[str, Unit] = {}
-            for name in self.stages:
-                for unit in self.step[name].units(partitions):
-                    found.setdefault(unit.key, unit)
-            return list(found.values())
-
         limits = {name: self.recipe.run.time_limit(name) for name in self.stages}
         job = MeasureClip(tuple(self._plans.values()), self.recipe.policy, self.storage, limits, self._keep_bytes)
-        return Joint(MEASURE, job, units, tuple(self.stages))
+        return self._joint(MEASURE, job, tuple(self.stages))
 
     @property
     def _keep_bytes(self) -> int:

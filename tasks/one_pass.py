@@ -20,7 +20,7 @@ from tasks.decode import Bad, Sound, read
 from tasks.engine import StoreError, describe, store_access
 from tasks.ingest import SourceInfo
 from tasks.media import MediaError, open_media
-from tasks.scenes import Scenes, ScenesSettings, Shot, ShotFinder
+from tasks.scenes import Scenes, ScenesSettings, Shot, ShotFinder, UnderWay
 from tasks.upright import Picture
 
 if TYPE_CHECKING:
@@ -104,16 +104,10 @@ class CutterAhead(Cutter):
         if self._given_up:
             return
         try:
-            shot = finder.under_way
-            self._black_s = shot.black_s if shot is not None else math.inf
-            if shot is not None and (not self._starts or shot.newest_s > self._starts[-1]):
-                self._starts.append(shot.newest_s)
-                if shot.newest_s < self._judged_s:
-                    self._late[shot.newest_s] = self._judged_s
-            if event is not None:
+            if isinstance(event, Sound):
                 self.add(event)
-            if not isinstance(event, Sound):
-                self._tell(finder, ended=event is None)
+            else:
+                self._look(event, finder.shots, finder.under_way)
             if event is None:
                 self.finish()
             elif self._kept_bytes + self._sound_bytes() > self._keep_bytes:
@@ -139,14 +133,23 @@ class CutterAhead(Cutter):
 
     # ---- which clips there are ----
 
-    def _tell(self, finder: ShotFinder, ended: bool) -> None:
+    def _look(self, event: Any, shots: Sequence[Shot], going_on: UnderWay | None) -> None:
+        self._black_s = going_on.black_s if going_on is not None else math.inf
+        if going_on is not None and (not self._starts or going_on.newest_s > self._starts[-1]):
+            self._starts.append(going_on.newest_s)
+            if going_on.newest_s < self._judged_s:
+                self._late[going_on.newest_s] = self._judged_s
+        if event is not None:
+            self.add(event)
+        self._tell(shots, going_on, ended=event is None)
+
+    def _tell(self, shots: Sequence[Shot], going_on: UnderWay | None, ended: bool) -> None:
         """Take on the clips that have become sure, and let go of the pictures that none will show."""
-        parted = finder.shots[self._shots :]
+        parted = shots[self._shots :]
         for shot in parted:
-            self._take_on(clips_of(self._source, shot, self._settings), shot.clear_from_s)
+            self._take_on(clips_of(self._source, shot, self._settings)[self._told :], shot.clear_from_s)
             self._told = 0
         self._shots += len(parted)
-        going_on = finder.under_way
         if ended:
             self._next_s = math.inf
         elif going_on is None:
@@ -154,10 +157,13 @@ class CutterAhead(Cutter):
         else:
             # trimmed at its end, as it will be if a cut follows
             bounds = going_on.start_s, going_on.to_s, going_on.clear_from_s, going_on.to_s
-            sure = first_clips(self._source, Shot(*bounds, going_on.cut_before, True), self._settings)
+            sure = first_clips(self._source, Shot(*bounds, going_on.cut_before, True), self._settings, self._told)
             self._take_on(sure, going_on.clear_from_s)
-            self._told = len(sure)
-            self._next_s = sure[-1].end_s if sure else going_on.clear_from_s
+            self._told += len(sure)
+            if sure:
+                self._next_s = sure[-1].end_s
+            elif not self._told:
+                self._next_s = going_on.clear_from_s
         while self._kept and self._kept[0].time_s <= self._next_s:
             self._show(self._let_go())
         if self._kept:
@@ -166,7 +172,7 @@ class CutterAhead(Cutter):
             self._forget_sound()
 
     def _take_on(self, clips: Sequence[ClipRecord], clear_from_s: float) -> None:
-        for clip in clips[self._told :]:
+        for clip in clips:
             if clip.start_s < self._late.get(clear_from_s, -math.inf):
                 raise MediaError(f"it was found too late that a shot begins at {clear_from_s:.3f} s")
             if not is_written(clip, self._storage):

@@ -172,3 +172,5 @@ def test_the_output_may_lie_inside_the_footage(footage: Path, world: Any, tmp_pa
     assert run(tmp_path, tmp_path / "elsewhere" / ".." / "out").new == {}
     # nor is it footage for another run
     assert run(tmp_path, tmp_path / "another").new["sources"] == 1
+    # unless somebody says so
+    assert run(tmp_path / "out" / "clips", tmp_path / "again").new["sources"] == 1
