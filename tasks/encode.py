@@ -1,6 +1,5 @@
 """A clip's picture as a file: H.264 in MP4, readable by anything, the same bytes each time."""
 
-import gc
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,13 +67,9 @@ class ClipEncoder:
         """Finish the file."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        # PyAV's container and streams hold each other, and with them megabytes that Python's collector, which counts
-        # objects and not bytes, is in no hurry to look for
-        del self._container, self._stream
-        gc.collect()
+        del self._container, self._stream  # with the megabytes of the encoder
 
     def abandon(self) -> None:
         """Let go of a file that will not be finished."""
         self._container.close()
         del self._container, self._stream
-        gc.collect()

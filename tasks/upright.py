@@ -25,9 +25,11 @@ class Turn(NamedTuple):
 
 def turn_of(frame: "av.VideoFrame") -> Turn:
     """Read the frame's display matrix: one of the eight turns and mirrorings, the nearest for any other."""
-    from av.sidedata.sidedata import Type
+    from av.sidedata.sidedata import SideDataContainer, Type
 
-    side: Any = frame.side_data.get(Type.DISPLAYMATRIX)  # type: ignore[call-overload]
+    # not `frame.side_data`: the frame keeps that, and that the frame, until Python's collector looks for them, which
+    # counts objects and not megabytes
+    side: Any = SideDataContainer(frame).get(Type.DISPLAYMATRIX)  # type: ignore[call-arg]
     if side is None:
         return Turn(0, ())
     a, b, _, c, d = struct.unpack("=5i", bytes(side)[:20])

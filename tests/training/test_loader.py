@@ -344,6 +344,9 @@ def test_latents_that_shards_lack_are_made_once_and_kept(tmp_path: Path) -> None
             for key, latent, text in zip(batch.keys, batch.latents, batch.text, strict=True):
                 assert torch.equal(latent, wanted[number_of(key)][0])
                 assert torch.equal(text, wanted[number_of(key)][1])
+        for thread in threading.enumerate():  # it had begun with batches that nobody took
+            if thread.name.startswith("loader"):
+                thread.join()
 
     check()
     kept = sorted(cache.rglob("*.latent.npy"))

@@ -32,29 +32,32 @@ def make(
     Returns the truth of the files asked for, by name. The same bytes come out each time. Raises ValueError for a
     name or a group that does not exist.
     """
+    from filelock import FileLock
+
     wanted = _wanted(names, groups)
     folder.mkdir(parents=True, exist_ok=True)
-    known = {row.file: row for row in read_table(folder) if (folder / row.file).exists()}
-    missing = [name for name in wanted if name not in known]
-    workers = min(workers or os.cpu_count() or 1, len(missing))
-    done = 0
+    with FileLock(folder / ".lock"):  # or another process would make a file that is there, or lose a row of the table
+        known = {row.file: row for row in read_table(folder) if (folder / row.file).exists()}
+        missing = [name for name in wanted if name not in known]
+        workers = min(workers or os.cpu_count() or 1, len(missing))
+        done = 0
 
-    def finished(row: Truth) -> None:
-        nonlocal done
-        known[row.file] = row
-        write_table(folder, known.values())
-        done += 1
-        if progress:
-            progress(row.file, done, len(missing))
+        def finished(row: Truth) -> None:
+            nonlocal done
+            known[row.file] = row
+            write_table(folder, known.values())
+            done += 1
+            if progress:
+                progress(row.file, done, len(missing))
 
-    if workers <= 1:
-        for name in missing:
-            finished(_make_one(folder, name))
-    else:
-        with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-            for row in pool.map(_make_one, [folder] * len(missing), missing):
-                finished(row)
-    return read_table(folder, wanted)
+        if workers <= 1:
+            for name in missing:
+                finished(_make_one(folder, name))
+        else:
+            with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
+                for row in pool.map(_make_one, [folder] * len(missing), missing):
+                    finished(row)
+        return read_table(folder, wanted)
 
 
 def _one_thread() -> None:

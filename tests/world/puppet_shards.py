@@ -1,6 +1,5 @@
 """Puppets packed as curation packs footage: by its own encoder, stages and shard writer, in its own schema."""
 
-import gc
 import hashlib
 import io
 import json
@@ -60,7 +59,6 @@ def make_puppets(
     stage = Latents(latents) if latents else None
     recipe = puppets_recipe(seed, size, frames, two, moving_camera, silent, latents)
     samples: dict[str, list[Sample]] = {"hq": [], "main": []}
-    gc.freeze()  # the encoder has garbage collected after each clip, which need not look at all that is there already
     for number in range(count):
         puppet = Puppet.of(seed, number, size=size, frames=frames, two=two, moving_camera=moving_camera)
         puppet = replace(puppet, silent=_share(number, 11) >= 1 - silent)  # not number 0, which samples show
@@ -69,7 +67,6 @@ def make_puppets(
         samples[tier].append(_sample(storage, puppet, number, stage, usable, tier, recipe))
         if progress:
             progress(number + 1, count)
-    gc.unfreeze()
     shards = [
         write_shard(plan, storage)
         for tier, some in samples.items()
