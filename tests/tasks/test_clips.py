@@ -23,6 +23,7 @@ from tasks.clips import ClipSettings, Skipped, clip_size, clips_of, first_clips,
 from tasks.cut import write_clips
 from tasks.ingest import SourceInfo, ingest
 from tasks.media import MediaError
+from tasks.one_pass import find_and_cut
 from tasks.scenes import ScenesSettings, Shot, Span, find_shots
 from tasks.sound import _Chunk, _fit, _runs
 from tests.world import Truth, catalogue, make, measure_events
@@ -184,9 +185,11 @@ class Seen:
 
 
 def _see(folder: Path, truth: Truth, settings: ClipSettings, out: Path) -> Seen:
-    storage = Storage(str(out / f"{settings.fps}-{truth.file.encode().hex()[-80:]}"))
-    seen = Seen(truth.file, [], [], [])
-    for clip in _cut(folder / truth.file, storage, settings):
+    storage, path = Storage(str(out / f"{settings.fps}-{truth.file.encode().hex()[-80:]}")), folder / truth.file
+    seen, source = Seen(truth.file, [], [], []), ingest(str(path))
+    scenes, _ = find_and_cut(source, path, ScenesSettings(), settings, storage, keep_bytes=640_000_000)
+    clips, _ = plan(source, scenes.shots, scenes.holes, settings)
+    for clip in write_clips(source, path, clips, settings, storage):
         flashes, beeps = measure_events(
             Path(storage.path(clip.video)), Path(storage.path(clip.audio)), truth.event_box or (0, 0, 1, 1)
         )
