@@ -247,7 +247,8 @@ def clip_lines(table: "pd.DataFrame") -> list[Line]:
 
 def funnel_label(row: Mapping[str, Any]) -> str:
     """What a row of tasks.policy.funnel's table counts, in words."""
-    return _FUNNEL_WORDS[row["what"]].format(**row)
+    what = "dropped by name" if row["what"] == "dropped" and row["reason"] == row["rule"] else row["what"]
+    return _FUNNEL_WORDS[what].format(**row)
 
 
 def _bad_row(row: BadRow) -> dict[str, Any]:
@@ -263,7 +264,8 @@ SKIPPED_COLUMNS = ["reason", "start_s", "end_s"]
 _STATUS_WORDS = {"bad row": "  bad rows", "error": "  in error", "duplicate": "  duplicates", "ok": "sources"}
 _FUNNEL_WORDS = {
     "in": "clips",
-    "dropped": "  dropped by {reason}",
+    "dropped": "  dropped: fails {reason}",
+    "dropped by name": "  dropped: {rule}",
     "error": "  {stage}: {reason}",
     "pending": "  {stage}: {reason}",
     "left": "  left after {stage}",

@@ -85,7 +85,7 @@ def test_what_a_rule_kept_away_would_be_measured_first(run: RunFolder) -> None:
     row = found.flips.iloc[0]
     assert (row["stage"], row["rule"], row["value"], row["threshold"]) == ("people", "person", "0", ">= 0.5")
     lines = {line.label.strip(): line.clips for line in found.funnel}
-    assert lines["dropped by person >= 0.5 (gone)"] == (1, 0)
+    assert lines["dropped: fails person >= 0.5 (gone)"] == (1, 0)
     assert lines["motion: not measured yet"] == (0, 1)
 
 
@@ -95,7 +95,7 @@ def test_a_flip_names_the_rule_the_value_and_the_new_threshold(run: RunFolder) -
     row = found.flips.iloc[0]
     assert (row["stage"], row["rule"], row["threshold"]) == ("motion", "not_static", "<= 0.2")
     assert float(row["value"]) == run.frame.at[row["clip_id"], "motion.static_fraction"]
-    assert "  dropped by not_static <= 0.5 -> <= 0.2" in [line.label for line in found.funnel]
+    assert "  dropped: fails not_static <= 0.5 -> <= 0.2" in [line.label for line in found.funnel]
 
 
 def test_the_same_policy_changes_nothing(run: RunFolder) -> None:

@@ -27,7 +27,7 @@ def copy_of(source: Path, target: Path, size: tuple[int, int], brighter: int, cr
 
     with av.open(str(source)) as given, av.open(str(target), "w") as made:
         pictures, sound = given.streams.video[0], given.streams.audio[0]
-        video = made.add_stream("libx264", rate=pictures.average_rate, options={"crf": str(crf)})
+        video = made.add_stream("libx264", rate=pictures.average_rate, options={"crf": str(crf), "preset": "veryfast"})
         video.width, video.height, video.pix_fmt = *size, "yuv420p"
         audio = made.add_stream("mp3", rate=44_100)
         resampler = av.AudioResampler("fltp", "stereo", 44_100)
