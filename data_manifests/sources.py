@@ -85,6 +85,14 @@ def read_sources(address: str) -> Iterator[SourceRow | BadRow]:
                 yield row
 
 
+def path_of(address: str) -> str:
+    """Where a manifest or a folder stands: the path within its file system, as the uris of a folder's files begin.
+
+    Raises ManifestError when there is nothing to read at `address`.
+    """
+    return _Place.of(address).path
+
+
 def _source(place: "_Place", where: str, fields: Mapping[str, Any]) -> SourceRow | str:
     """The row's source, or what is wrong with the row."""
     if "uri" not in fields:

@@ -11,8 +11,8 @@ from prefect.utilities.annotations import opaque
 from pydantic import BaseModel, Field
 
 from data_manifests.dataset import DatasetManifest, ShardEntry
-from data_manifests.sources import BadRow, ManifestError, SourceRow, read_sources
-from data_manifests.storage import Storage, locate
+from data_manifests.sources import BadRow, ManifestError, SourceRow, path_of, read_sources
+from data_manifests.storage import Storage
 from data_manifests.strict import RecipeError
 from flows.leftovers import end_server_with_us
 from flows.progress import StepProgress, say
@@ -180,7 +180,7 @@ def _read(manifest: str, storage: Storage) -> tuple[list[SourceRow], list[BadRow
     ours = tuple(f"{root}/{name}/" for root in (storage.root, storage.address.rstrip("/")) for name in OWN_FOLDERS)
     rows: list[SourceRow] = []
     bad: list[BadRow] = []
-    footage = locate(manifest)[1].rstrip("/")
+    footage = path_of(manifest).rstrip("/")
     runs: dict[str, bool] = {}
     others = 0
     for row in read_sources(manifest):

@@ -166,13 +166,17 @@ def test_bad_rows_and_repeated_ones_stand_in_the_table_of_sources(footage: Path,
     assert summary.errors == 26
 
 
-def test_the_output_may_lie_inside_the_footage(footage: Path, world: Any, tmp_path: Path) -> None:
+def test_the_output_may_lie_inside_the_footage(
+    footage: Path, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copy(world.path("talk_3s.mp4"), tmp_path)
     assert run(tmp_path, tmp_path / "elsewhere" / ".." / "out").samples == 1
     assert run(tmp_path, tmp_path / "elsewhere" / ".." / "out").new == {}
     with disable_run_logger():
         # nor is it footage for another run
         assert len(_read(str(tmp_path), Storage(str(tmp_path / "another")))[0]) == 1
+        monkeypatch.setenv("HOME", str(tmp_path.parent))
+        assert len(_read(f"~/{tmp_path.name}", Storage(str(tmp_path / "another")))[0]) == 1
         # unless somebody says so
         (clip,), _ = _read(str(tmp_path / "out" / "clips"), Storage(str(tmp_path / "another")))
     assert clip.uri.startswith(str(tmp_path / "out" / "clips"))

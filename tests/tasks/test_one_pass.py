@@ -40,7 +40,10 @@ def written(folder: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     "name",
-    ["interlaced.ts", "vfr_irregular.mp4", "fps_60.mp4", "rotate_90.mp4", "corrupt_frames.mp4", "no_audio.mp4"],
+    [
+        *("interlaced.ts", "vfr_irregular.mp4", "fps_60.mp4", "rotate_90.mp4", "corrupt_frames.mp4", "no_audio.mp4"),
+        *("edit_list_both.mp4", "wrap.ts", "video_late.mkv"),
+    ],
 )
 def test_one_pass_writes_the_clips_of_two(world: Any, tmp_path: Path, name: str) -> None:
     path = world.path(name)

@@ -36,8 +36,11 @@ def make(
 
     wanted = _wanted(names, groups)
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # or another process would make a file that is there, or lose a row of the table
-        known = {row.file: row for row in read_table(folder) if (folder / row.file).exists()}
+    if set(wanted) <= _known(folder).keys():
+        return read_table(folder, wanted)
+    # without it another process could make a file that is there, or lose a row of the table
+    with FileLock(folder / ".making.lock"):
+        known = _known(folder)
         missing = [name for name in wanted if name not in known]
         workers = min(workers or os.cpu_count() or 1, len(missing))
         done = 0
@@ -58,6 +61,11 @@ def make(
                 for row in pool.map(_make_one, [folder] * len(missing), missing):
                     finished(row)
         return read_table(folder, wanted)
+
+
+def _known(folder: Path) -> dict[str, Truth]:
+    """The rows of the files that are there."""
+    return {row.file: row for row in read_table(folder) if (folder / row.file).exists()}
 
 
 def _one_thread() -> None:
