@@ -7,8 +7,9 @@ import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
 from tasks.clip_frames import Decoded, ToRgb
+from tasks.policy import NEAR_DUPLICATE
 
-TILE, TEXT, COLUMNS = (240, 136), 40, 4
+TILE, TEXT, COLUMNS = (176, 99), 40, 7
 COLOURS = {"keep": "#2e7d32", "drop": "#c62828", "error": "#6a1b9a"}
 
 
@@ -25,7 +26,9 @@ def tile(out: Path, row: dict[str, str]) -> Image.Image:
     if row["verdict"] == "keep":
         verdict, why = f"kept, tier {row['tier']}", f"sound {row['audio']}"
     else:
-        verdict, why = f"dropped: {row['rule']}", f"{row['value'][:6]}, wanted {row['threshold']}"
+        verdict = f"dropped: {row['rule']}"
+        copy = row["rule"] == NEAR_DUPLICATE
+        why = f"of {row['value'][:16]}" if copy else f"{row['value'][:6]}, wanted {row['threshold']}"
     draw.text((6, TILE[1] + 3), verdict, COLOURS[row["verdict"]], font)
     draw.text((6, TILE[1] + 20), why, "#555555", font)
     return tile
@@ -34,8 +37,8 @@ def tile(out: Path, row: dict[str, str]) -> Image.Image:
 def main() -> None:
     out = Path(sys.argv[1])
     clips = pd.read_parquet(out / "clips.parquet")
-    clips = clips[clips["verdict"].isin(list(COLOURS))].sort_values(["verdict", "tier", "clip_id"])
-    rows = clips.to_dict("records")[:16]
+    clips = clips[clips["verdict"].isin(list(COLOURS))].sort_values(["verdict", "tier", "rule", "clip_id"])
+    rows = clips.to_dict("records")[:30]
     sheet = Image.new("RGB", (COLUMNS * (TILE[0] + 8), -(-len(rows) // COLUMNS) * (TILE[1] + TEXT + 8)), "white")
     for number, row in enumerate(rows):
         at = (number % COLUMNS * (TILE[0] + 8), number // COLUMNS * (TILE[1] + TEXT + 8))
