@@ -10,7 +10,7 @@ from tasks.clip_frames import Decoded, ToRgb
 from tasks.policy import NEAR_DUPLICATE
 
 TILE, TEXT, COLUMNS = (176, 99), 40, 7
-COLOURS = {"keep": "#2e7d32", "drop": "#c62828", "error": "#6a1b9a"}
+COLOURS = {"keep": "#2e7d32", "drop": "#c62828"}
 
 
 def tile(out: Path, row: dict[str, str]) -> Image.Image:
@@ -38,7 +38,7 @@ def main() -> None:
     out = Path(sys.argv[1])
     clips = pd.read_parquet(out / "clips.parquet")
     clips = clips[clips["verdict"].isin(list(COLOURS))].sort_values(["verdict", "tier", "rule", "clip_id"])
-    rows = clips.to_dict("records")[:30]
+    rows = clips.to_dict("records")
     sheet = Image.new("RGB", (COLUMNS * (TILE[0] + 8), -(-len(rows) // COLUMNS) * (TILE[1] + TEXT + 8)), "white")
     for number, row in enumerate(rows):
         at = (number % COLUMNS * (TILE[0] + 8), number // COLUMNS * (TILE[1] + TEXT + 8))

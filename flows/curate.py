@@ -188,10 +188,11 @@ def _read(manifest: str, storage: Storage) -> tuple[list[SourceRow], list[BadRow
             bad.append(row)
         elif row.where != manifest:
             rows.append(row)
-        elif _of_a_run(row.uri, footage, runs):
-            others += not row.uri.startswith(ours)
         elif not row.uri.startswith(ours):
-            rows.append(row)
+            if _of_a_run(row.uri, footage, runs):
+                others += 1
+            else:
+                rows.append(row)
     if others:
         get_run_logger().warning("%s: %d files in it are what other runs have made, and no footage", manifest, others)
     if not rows:

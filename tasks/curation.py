@@ -151,7 +151,6 @@ class Curation:
 
     def _cutting(self) -> Joint:
         """Shots and clips, source by source, so that a source is fetched and decoded once for both."""
-
         clips = WriteClips(self.recipe.clips, self.storage)
         return self._joint(CUT, CutSource(self.recipe.scenes, clips, self._keep_bytes), CUTTING)
 
@@ -469,7 +468,7 @@ class Curation:
             others = [about for made, about in known.items() if made != step.fingerprint and about]
             if step.fingerprint in known or not others:
                 continue
-            nearest = min((_differences(about, step.about) for about in others), key=len)
+            nearest = min(map(step.differences, others), key=len)
             lines.append(f"{step.name}: made anew, because {', '.join(nearest) or 'what it starts from'} changed")
         return lines
 
@@ -483,21 +482,6 @@ def _decoder() -> str:
     from importlib.metadata import version
 
     return f"pyav {version('av')}"
-
-
-def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    flat_before, flat_now = _flat(before), _flat(now)
-    keys = sorted(flat_before.keys() | flat_now.keys())
-    return [
-        f"{key} {flat_before.get(key)!r} -> {flat_now.get(key)!r}"
-        for key in keys
-        if flat_before.get(key) != flat_now.get(key)
-    ]
-
-
-def _flat(about: dict[str, Any]) -> dict[str, Any]:
-    settings = about.get("settings") or {}
-    return {k: v for k, v in about.items() if k != "settings"} | settings
 
 
 def _about(version: object, backend_version: str, settings: Strict) -> dict[str, Any]:

@@ -67,9 +67,7 @@ class ClipEncoder:
         """Finish the file."""
         self._container.mux(self._stream.encode(None))
         self._container.close()
-        del self._container, self._stream  # with the megabytes of the encoder
 
     def abandon(self) -> None:
         """Let go of a file that will not be finished."""
         self._container.close()
-        del self._container, self._stream

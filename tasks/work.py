@@ -44,13 +44,24 @@ class Joint(Work):
 class Step(Work):
     """One table of the ledger and how its missing rows are made.
 
-    gone: whether a row speaks of files that are no longer in the storage.
+    about: what the fingerprint is made of: "version", "backend_version" and, within "settings", the step's. gone:
+    whether a row speaks of files that are no longer in the storage.
     """
 
     fingerprint: str
     schema: pa.Schema
     about: dict[str, Any]
     gone: Callable[[dict[str, Any]], bool] = lambda row: False
+
+    def differences(self, before: dict[str, Any]) -> list[str]:
+        """What has changed since rows were made by a step that was `about` that."""
+        then, now = _flat(before), _flat(self.about)
+        keys = sorted(then.keys() | now.keys())
+        return [f"{key} {then.get(key)!r} -> {now.get(key)!r}" for key in keys if then.get(key) != now.get(key)]
+
+
+def _flat(about: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in about.items() if key != "settings"} | (about.get("settings") or {})
 
 
 @dataclass(frozen=True)

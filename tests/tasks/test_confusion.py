@@ -9,7 +9,7 @@ from tests.world import Truth
 
 NAMES = [
     "clean_a.mp4",
-    "subtitles_a.mp4",
+    "subtitles_b.mp4",
     "watermark_a.mp4",
     "blur_a.mp4",
     "second_face_a.mp4",
@@ -19,7 +19,7 @@ NAMES = [
     "early_0.4_b.mp4",
     "other_speech_a.mp4",
     "silence_a.mp4",
-    "copy_small_a.mp4",
+    "copy_coded_a.mp4",
 ]
 
 
