@@ -12,6 +12,7 @@ import pytest
 
 from data_manifests.storage import Storage
 from tasks.clip import SAMPLE_RATE, ClipRecord
+from tests.golden import WRITE
 from tests.world import Truth, make
 
 
@@ -128,6 +129,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "world"
     folder.mkdir(exist_ok=True)
     return World(folder)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-golden", action="store_true", help="write the records in tests/golden anew")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--write-golden"):
+        os.environ[WRITE] = "1"  # workers that pytest starts see it, too
 
 
 @pytest.hookimpl(optionalhook=True)

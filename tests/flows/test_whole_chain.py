@@ -17,6 +17,7 @@ from tasks.outcome import Outcome
 from tasks.recipe import load_recipe
 from tasks.stages import STAGES
 from tasks.work import Joint
+from tests.golden import machine, record
 
 # file: the verdict, and the rule behind a drop or the use of the sound
 EXPECTED = {
@@ -38,8 +39,10 @@ def run(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
     def run(workers: int) -> tuple[Path, Outcome]:
         if workers not in done:
             out = tmp_path_factory.mktemp(f"workers-{workers}")
-            rows = [SourceRow(str(world.path(name)), {}, "manifest") for name in EXPECTED]
-            with Engine(workers) as engine:
+            # by relative names, since lineage holds the address and its bytes are recorded
+            rows = [SourceRow(world.path(name).name, {}, "manifest") for name in EXPECTED]
+            with pytest.MonkeyPatch.context() as patch, Engine(workers) as engine:
+                patch.chdir(world.folder)
                 curation = Curation(load_recipe("demo"), Storage(str(out)), rows, engine)
                 for work, group in curation.walk():
                     # by one worker step by step, as when a source or a clip has ended its worker
@@ -87,12 +90,31 @@ def names_in(shard: Path) -> list[str]:
         return tar.getnames()
 
 
+def test_ledger_and_shards_are_those_of_the_golden_record(run: Run) -> None:
+    out, outcome = run(2)
+    names = {row["source_id"]: row["uri"] for row in outcome.sources}
+    scores = {
+        f"{names[clip_id[:16]]} {clip_id[17:25]} {score}": value
+        for clip_id, row in outcome.frame.to_dict("index").items()
+        for score, value in row.items()
+        if isinstance(value, float | int) and value == value and not score.startswith("clips.")
+    }
+    # rows of sources hold the date of the footage, which is made anew in each session
+    files = {name: digest for name, digest in written(out).items() if not name.startswith("ledger/sources/")}
+    found = {"machine": machine(), "scores": scores, "files": files}
+    expected = record("whole_chain", found)
+    assert found["scores"] == pytest.approx(expected["scores"], rel=0.05, abs=0.05)
+    if found["machine"] == expected["machine"]:
+        assert found["files"] == expected["files"]
+
+
+def written(out: Path) -> dict[str, str]:
+    files = [path for path in out.rglob("*") if path.is_file() and path.name != TIMES]
+    return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_one_worker_step_by_step_and_two_with_joint_steps_make_the_same_bytes(run: Run) -> None:
-    def written(out: Path) -> dict[str, str]:
-        files = [path for path in out.rglob("*") if path.is_file() and path.name != TIMES]
-        return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
     (one, _), (two, _) = run(1), run(2)
     assert written(one) == written(two)
