@@ -47,5 +47,6 @@ lint: setup  ## ruff and mypy
 bench: setup  ## benchmark tables
 	$(BIN)/python -m benchmarks.curate
 	$(BIN)/python -m benchmarks.confusion
+	$(BIN)/python -m benchmarks.backends
 
 .PHONY: help setup demo test test-slow proof lint bench

@@ -1,8 +1,9 @@
-"""Which stage points at which fault: `python -m benchmarks.confusion [--variants abcdef] [--workers N] [--folder DIR]`.
+"""Which stage detects which fault: `python -m benchmarks.confusion [--variants abcdef] [--workers N] [--folder DIR]`.
 
-Talkers with one fault each, and some with none (tests.world.faults), go through ingest, clips and every stage. A
-detector points at a clip that fails one of its rules, the recipe's. It should point at all clips with its own fault,
-which is recall, and at no others, which is precision.
+Films of talkers with one fault each, and without a fault (tasks.synthetic.faults), go through ingest, cutting and every
+stage. A detector is a set of the recipe's rules. It points at a clip that fails one of them. Recall is the share of the
+clips with the detector's own fault that it points at. Precision is the share of the clips that it points at that have
+its own fault.
 """
 
 import argparse
@@ -17,51 +18,50 @@ from pathlib import Path
 from typing import Any
 
 from data_manifests.storage import Storage
-from tasks.clip import Clip
-from tasks.clips import plan
-from tasks.cut import write_clips
-from tasks.duplicates import copies
-from tasks.ingest import ingest
+from tasks.cutting.clip_plan import plan_clips
+from tasks.cutting.clip_writer import write_clips
+from tasks.cutting.ingest import ingest
+from tasks.cutting.shots import Shot
+from tasks.media.clip import Clip, Measurement, Value
+from tasks.policy.copies import copies
+from tasks.policy.rules import Rule
 from tasks.recipe import load_recipe
-from tasks.rules import Rule
-from tasks.scenes import Shot
-from tasks.stage import Measurement, Stage, Value
-from tasks.stages import STAGES
-from tests.world import Truth, make
-from tests.world.faults import QUALITY, VARIANTS, faults
+from tasks.stages.base import Stage
+from tasks.stages.registry import STAGES
+from tasks.synthetic import Truth, make
+from tasks.synthetic.faults import QUALITY, VARIANTS, faults
 
 RECIPE = "physavatar"
 MEASURED = ("people", "subtitles", "aesthetics", "duplicates", "motion", "identity", "sync", "speech")
 COPY = "copy"
 FRAME_S = 0.04
 
-Row = dict[str, Value]  # values by "stage.column"
+Row = dict[str, Value]  # the values of one clip, by "stage.column"
 
 
 @dataclass(frozen=True)
 class Detector:
-    """Points at the clips that fail one of its rules.
-
-    fault: whether a clip has what the detector is there for; None where pointing at it is neither right nor wrong.
-    """
+    """Points at the clips that fail one of its rules."""
 
     name: str
     rules: tuple[Rule, ...]
     fault: Callable[[Truth], bool | None]
+    """Whether a clip has the detector's own fault; None if pointing at the clip is neither right nor wrong."""
 
     def points_at(self, row: Mapping[str, Value]) -> bool:
+        """Whether a clip fails a rule. A missing value fails none."""
         values = [(rule, row[rule.score]) for rule in self.rules]
         return any(not rule.passes(value) for rule, value in values if value is not None)
 
 
 @cache
 def detectors() -> dict[str, Detector]:
-    """All that go by rules, by name; copies are found by comparing clips."""
+    """All detectors by name, except the one for copies, which compares clips (see `pointed_at`)."""
     policy = load_recipe(RECIPE).policy
     rules = policy.rules | policy.audio
 
     def closer(name: str, **bounds: float) -> Rule:
-        """A rule with bounds closer than the recipe's, which puts up with small captions and sound 0.2 s away."""
+        """A rule with closer bounds: the recipe tolerates small captions, and sound that is 0.2 s off."""
         return Rule.model_validate(rules[name].model_dump() | bounds)
 
     subtitles = rules["subtitles"], closer("caption", max=0.005)
@@ -82,17 +82,17 @@ def detectors() -> dict[str, Detector]:
 
 
 def stages() -> list[Stage[Any]]:
-    """Those that detect something, each after those that it needs."""
+    """The stages that detect faults, each after the stages that it needs."""
     settings = load_recipe(RECIPE).measure
     return [STAGES[name](settings[name]) for name in MEASURED]
 
 
 def measure(path: Path, truth: Truth, folder: Path, chain: list[Stage[Any]]) -> Row:
-    """What the stages find in a file, as one clip."""
+    """Measure a file as one clip, with all stages."""
     storage = Storage(str(folder))
     source, settings = ingest(str(path)), load_recipe(RECIPE).clips
     end_s = truth.duration_s
-    planned, _ = plan(source, [Shot(0.0, end_s, 0.0, end_s, False, False)], [], settings)
+    planned, _ = plan_clips(source, [Shot(0.0, end_s, 0.0, end_s, False, False)], [], settings)
     (record,) = write_clips(source, path, planned, settings, storage)
     found: dict[str, Measurement] = {}
     audio = Path(storage.path(record.audio)) if record.audio else None
@@ -115,7 +115,7 @@ def _measure(job: tuple[Path, Truth, Path]) -> Row:
 
 
 def measure_all(folder: Path, names: Collection[str], workers: int) -> tuple[list[Truth], list[Row]]:
-    """Make files, unless they are there, and measure each."""
+    """Make the files that do not exist yet, and measure each. Returns the truth and the values, one row a file."""
     truths = make(folder, names, workers=workers)
     with tempfile.TemporaryDirectory() as clips:
         jobs = [(folder / truth.file, truth, Path(clips)) for truth in truths]
@@ -124,11 +124,11 @@ def measure_all(folder: Path, names: Collection[str], workers: int) -> tuple[lis
 
 
 def pointed_at(truths: list[Truth], rows: list[Row]) -> dict[str, list[bool]]:
-    """Detector by detector, whether it points at each clip."""
+    """For each detector, whether it points at each clip."""
     import pandas as pd
 
     found = {d.name: [d.points_at(row) for row in rows] for d in detectors().values()}
-    # what is a copy of another comes after it, as a policy takes clips in a fixed order
+    # copies come after their originals: of two copies, the later row counts as the copy
     order = sorted(range(len(truths)), key=lambda k: (bool(truths[k].like), truths[k].file))
     names = {"duplicates.picture": "picture", "duplicates.sound": "sound"}
     hashes = pd.DataFrame([rows[k] for k in order]).rename(columns=names)
@@ -139,7 +139,7 @@ def pointed_at(truths: list[Truth], rows: list[Row]) -> dict[str, list[bool]]:
 
 
 def has_fault(detector: str, truth: Truth) -> bool | None:
-    """Whether a clip has a detector's own fault; None where pointing at it is neither right nor wrong."""
+    """Whether a clip has a detector's own fault; None if pointing at the clip is neither right nor wrong."""
     if detector == COPY:
         return bool(truth.like)
     return detectors()[detector].fault(truth)
@@ -147,16 +147,20 @@ def has_fault(detector: str, truth: Truth) -> bool | None:
 
 @dataclass(frozen=True)
 class Score:
-    """precision, recall: 0 to 1. others: share of the clips without the detector's fault that it points at."""
+    """How good a detector is."""
 
     precision: float
+    """Share of the clips that it points at that have its own fault, 0 to 1."""
     recall: float
+    """Share of the clips with its own fault that it points at, 0 to 1."""
     others: float
+    """Share of the clips without its own fault that it points at, 0 to 1."""
     mistakes: tuple[str, ...]
+    """The files that it is wrong about."""
 
 
 def scores(truths: list[Truth], found: dict[str, list[bool]]) -> dict[str, Score]:
-    """How good each detector is."""
+    """The score of each detector."""
     result = {}
     for name, points in found.items():
         cases = [(t.file, has_fault(name, t), p) for t, p in zip(truths, points, strict=True)]
@@ -170,8 +174,11 @@ def scores(truths: list[Truth], found: dict[str, list[bool]]) -> dict[str, Score
 
 
 def table(truths: list[Truth], found: dict[str, list[bool]]) -> str:
-    """Faults down, detectors across: the percentage of the clips that each points at, [in brackets] for its own fault;
-    "-" where pointing would be neither right nor wrong."""
+    """A table with a row for each fault and a column for each detector.
+
+    A cell has the percentage of the clips that the detector points at, [in brackets] for its own fault; "-" if pointing
+    is neither right nor wrong.
+    """
     kinds = list(dict.fromkeys(t.fault for t in sorted(truths, key=lambda t: (t.fault != "", t.fault))))
     lines = [f"{'':16}{'clips':>6}" + "".join(f"{name:>11}" for name in found)]
     for kind in kinds:
@@ -192,9 +199,9 @@ def table(truths: list[Truth], found: dict[str, list[bool]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--variants", default=VARIANTS, help="letters of the variants of each fault (all)")
+    parser.add_argument("--variants", default=VARIANTS, help="letters of the variants to measure (default: all)")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--folder", type=Path, help="where the footage is made, and found again the next time")
+    parser.add_argument("--folder", type=Path, help="folder for the footage, which the next call uses again")
     options = parser.parse_args()
     names = [film.name for film in faults() if film.name.removesuffix(".mp4")[-1] in options.variants]
     with tempfile.TemporaryDirectory() as temporary:

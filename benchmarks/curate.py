@@ -1,9 +1,9 @@
 """Speed and memory of the curation: `make bench`, or `python -m benchmarks.curate [speed] [workers] [memory] [rerun]`.
 
-UNDERSTUDY_FOOTAGE names a folder of real videos to measure the speed on instead of the generated ones.
+UNDERSTUDY_FOOTAGE names a folder of real videos to measure the speed on, in place of the generated footage.
 
-Ratios against a plain full decode of the same sources in the same run, in CPU seconds of one process, the least of
-three rounds, since machines differ and are shared.
+The figures for speed are ratios to a plain full decode of the same sources in the same run, since machines differ. They
+are CPU seconds of one process, the least of three rounds, since machines are shared.
 """
 
 import dataclasses
@@ -22,17 +22,17 @@ import numpy as np
 import psutil
 
 from data_manifests.storage import Storage
-from tasks.clip import Clip, ClipRecord
-from tasks.clip_frames import Decoded
-from tasks.clips import ClipSettings
-from tasks.decode import MediaError
-from tasks.findings import Finding, file_name
-from tasks.ingest import ingest
-from tasks.jobs import CutSource, Source, SourceToCut, WriteClips
+from tasks.cutting.clip_plan import ClipSettings
+from tasks.cutting.ingest import ingest
+from tasks.execution.jobs import CutSource, Source, SourceToCut, WriteClips
+from tasks.execution.stage_results import StageResult, file_name
+from tasks.media.clip import Clip, ClipRecord, Measurement
+from tasks.media.decode import MediaError
+from tasks.media.frames import FrameCache
 from tasks.recipe import Recipe, RunSettings, load_recipe
-from tasks.stage import Measurement, Stage
-from tasks.stages import STAGES
-from tests.world import make
+from tasks.stages.base import Stage
+from tasks.stages.registry import STAGES
+from tasks.synthetic import make
 
 KEEP_BYTES = RunSettings().keep_frames_mb * 1_000_000
 ROUNDS = 3
@@ -41,6 +41,7 @@ SOURCES = ["talk_hd.mp4", "talk_45s.mp4", "cuts_plain.mp4", "fps_60.mp4"]
 
 
 def table(title: str, head: list[str], rows: list[list[str]]) -> None:
+    """Print a table in aligned columns."""
     widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
     print(f"\n{title}")
     for row in [head, ["-" * w for w in widths], *rows]:
@@ -52,16 +53,18 @@ def table(title: str, head: list[str], rows: list[list[str]]) -> None:
 
 
 def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds of this process and all its threads, and what came of it."""
+    """CPU seconds of this process and all its threads, and the result of the work."""
     started = time.process_time()
     result = work()
     return time.process_time() - started, result
 
 
 def as_a_camera_would(source: Path, target: Path, height: int | None = None) -> None:
-    """Encode again with all of H.264's tools, and noise: generated footage is made in haste and cheap to decode.
+    """Encode a source again, with all tools of H.264 and with noise.
 
-    height: in pixels, the source's when None.
+    Generated footage is encoded fast, so it is cheaper to decode than real footage.
+
+    height: pixels; that of the source when None.
     """
     import av
 
@@ -95,29 +98,35 @@ def plain_decode(path: Path) -> int:
         try:
             return sum(1 for _ in container.decode(video=0))
         except av.FFmpegError:
-            return 0  # a damaged file; the curation says more of it
+            return 0  # a damaged file, which the curation reports
 
 
 @dataclass
 class Costs:
-    """What stages took: CPU seconds, frames decoded (of the clip, at any size), and what they found, by stage."""
+    """The cost and the measurements of stages, by stage."""
 
     seconds: dict[str, float] = field(default_factory=dict)
+    """CPU seconds over all clips."""
     decoded: dict[str, int] = field(default_factory=dict)
+    """Frames of clips that were decoded, at any size."""
     found: dict[str, list[Measurement]] = field(default_factory=dict)
+    """One measurement a clip."""
 
 
 def measure_all(records: list[ClipRecord], storage: Storage, stages: dict[str, Stage[Any]], costs: Costs) -> None:
-    """Take clips through all stages in order, whatever they find; the first who needs a frame pays for its decoding."""
+    """Measure clips with all stages in order, also clips that a rule would reject. Adds to `costs`.
+
+    The first stage that needs a frame pays for decoding it.
+    """
     for record in records:
         made = record
         found: dict[str, Measurement] = {}
-        decoded = Decoded(Path(storage.path(made.video)), KEEP_BYTES)
+        decoded = FrameCache(Path(storage.path(made.video)), KEEP_BYTES)
         for name, stage in stages.items():
             audio = Path(storage.path(made.audio)) if made.audio else None
             clip = Clip(made, Path(storage.path(made.video)), audio, found, decoded)
             if name not in costs.found:
-                stage.measure(dataclasses.replace(clip, decoded=None))  # loads what it needs
+                stage.measure(dataclasses.replace(clip, decoded=None))  # loads what the stage needs
             before = decoded.read
             spent, measurement = cpu(lambda s=stage, c=clip: s.measure(c))
             costs.seconds[name] = costs.seconds.get(name, 0.0) + spent
@@ -125,16 +134,16 @@ def measure_all(records: list[ClipRecord], storage: Storage, stages: dict[str, S
             costs.found.setdefault(name, []).append(measurement)
             found[name] = measurement
             if stage.remakes_clip:
-                finding = Finding(name, "bench", dict(measurement.columns), files=tuple(measurement.files))
+                finding = StageResult(name, "bench", dict(measurement.columns), files=tuple(measurement.files))
                 for file, data in measurement.files.items():
                     storage.write_bytes(file_name(name, "bench", made.clip_id, file), data)
                 made = finding.remake(made)
                 if "mp4" in measurement.files:
-                    decoded = Decoded(Path(storage.path(made.video)), KEEP_BYTES)
+                    decoded = FrameCache(Path(storage.path(made.video)), KEEP_BYTES)
 
 
 def speed(folder: Path) -> None:
-    """Each step of both recipes against the decode of the sources it starts from."""
+    """Measure each step of both recipes, compared with the decode of its sources."""
     for name in ("active_mind", "physavatar"):
         speed_of(load_recipe(name), folder)
 
@@ -142,7 +151,7 @@ def speed(folder: Path) -> None:
 def one_round(
     path: Path, recipe: Recipe, settings: ClipSettings, storage: Storage, stages: dict[str, Stage[Any]]
 ) -> tuple[dict[str, float], list[ClipRecord], Costs]:
-    """CPU seconds by step for one source, its clips, and what the stages took."""
+    """CPU seconds of each step for one source, its clips, and the costs of the stages."""
     seconds = {"decode": cpu(lambda: plain_decode(path))[0]}
     seconds["hash and probe"], info = cpu(lambda: ingest(str(path)))
     job = CutSource(recipe.scenes, WriteClips(settings, storage), KEEP_BYTES)
@@ -156,6 +165,7 @@ def one_round(
 
 
 def speed_of(recipe: Recipe, folder: Path) -> None:
+    """Print the table of one recipe: a row for each step, a column for each source."""
     settings = ClipSettings.model_validate(recipe.clips.model_dump() | {"min_s": 2.0})
     stages = {name: STAGES[name](s) for name, s in recipe.measure.items()}
     total: dict[str, float] = {}
@@ -208,22 +218,23 @@ def curated(
     """Curate without Prefect; wall seconds by step."""
     from data_manifests.dataset import DatasetManifest
     from data_manifests.sources import SourceRow, read_sources
-    from tasks.curation import Curation
-    from tasks.engine import Engine
-    from tasks.outcome import Outcome
+    from tasks.execution.curation import Curation
+    from tasks.execution.outcome import Outcome
+    from tasks.execution.worker_pool import WorkerPool
 
     recipe = load_recipe(recipe_name)
     if bounds:
         recipe = recipe.model_copy(update={"clips": recipe.clips.model_copy(update=bounds)})
-    with Engine(workers) as engine:
+    with WorkerPool(workers) as pool:
         rows = [row for row in read_sources(str(footage)) if isinstance(row, SourceRow)]
-        curation = Curation(recipe, Storage(str(out)), rows, engine)
-        list(engine.map(time.sleep, [0.0] * workers * 2, 60))  # processes are started before the clock
+        curation = Curation(recipe, Storage(str(out)), rows, pool)
+        # processes are started before the clock
+        list(pool.map(time.sleep, ((str(number), 0.0) for number in range(workers * 2)), 60))
         started = time.perf_counter()
-        results = curation.everything()
-        seconds = {name: result.seconds for name, result in results.items()}
+        totals = curation.run(curation.everything())
+        seconds = {name: total.seconds for name, total in totals.items()}
         outcome = Outcome(curation)
-        plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]
+        plans = [plan for p in range(curation.view.partitions) for plan in outcome.plan_shards(p)]
         entries = outcome.write_shards(plans)
         outcome.record(DatasetManifest.of(outcome.recipe_name, str(footage), entries))
         seconds["all"] = time.perf_counter() - started
@@ -232,14 +243,14 @@ def curated(
 
 
 def workers(folder: Path) -> None:
-    """One worker against two, on the same sources."""
+    """Compare one worker with two, on the same sources."""
     many = folder / "many"
     many.mkdir(exist_ok=True)
     for number in range(4):
         for name in SOURCES:
             copy = many / f"{number}-{name}"
             shutil.copy(folder / "footage" / name, copy)
-            with copy.open("ab") as file:  # another content, the same video
+            with copy.open("ab") as file:  # other bytes, the same video
                 file.write(b"\0\0\0\x10free" + number.to_bytes(8, "big"))
     one = curated(many, folder / "one", 1)
     two = curated(many, folder / "two", 2)
@@ -252,7 +263,7 @@ def workers(folder: Path) -> None:
 
 
 def rerun(folder: Path) -> None:
-    """A second run of an unchanged corpus."""
+    """Measure a second run on an unchanged corpus."""
     footage, out = folder / "footage", folder / "again"
     first = curated(footage, out, 2)
     second = curated(footage, out, 2)
@@ -264,12 +275,12 @@ def rerun(folder: Path) -> None:
 
 
 def memory(folder: Path, counts: tuple[int, ...] = (10, 100, 1000)) -> None:
-    """Peak memory of the run and its workers together, by number of clips."""
+    """Measure the peak memory of the run, and of all its workers together, for several numbers of clips."""
     rows = []
     for count in counts:
         many, out = folder / f"clips-{count}", folder / f"memory-{count}"
         many.mkdir()
-        for number in range(-(-count // 20)):  # twenty clips of two seconds from each
+        for number in range(-(-count // 20)):  # each source gives twenty clips of two seconds
             copy = many / f"{number}.mp4"
             shutil.copy(folder / "footage" / "talk_45s.mp4", copy)
             with copy.open("ab") as file:
@@ -285,7 +296,7 @@ def memory(folder: Path, counts: tuple[int, ...] = (10, 100, 1000)) -> None:
 
 
 class Peak:
-    """Watches the resident memory of this process and of its children."""
+    """Watches the resident memory of this process, and of all its children together, five times a second."""
 
     def __init__(self) -> None:
         self._parent = self._children = 0
@@ -306,6 +317,7 @@ class Peak:
             self._children = max(self._children, together)
 
     def stop(self) -> tuple[int, int]:
+        """The peaks of this process and of its children, in bytes."""
         self._ended.set()
         self._thread.join()
         return self._parent, self._children

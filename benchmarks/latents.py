@@ -1,10 +1,15 @@
-"""What the embedded video codec loses, by channels, and what it costs: `python -m benchmarks.latents [FILE ...]`.
+"""What the embedded video codec loses and costs: `python -m benchmarks.latents [FILE ...]`.
 
-Without files, on generated footage. PSNR is over all pixels and colours of the clip as the stage cuts it, at 480 lines
-at most and 25 frames a second. "as seen" is measured by decoding; "as the stage says" comes from the codec. "best as
-many" is what as many channels would give if they were chosen for this very clip: what the fixed order costs. The last
-two columns are CPU seconds of the stage, and of the codec in it, over those of a bare decode of the source (libav, one
-thread, no conversion).
+Without files it measures generated footage.
+
+PSNR is over all pixels and colours of the clip as the stage crops it, at 480 lines at most and 25 frames a second.
+Columns:
+- PSNR dB as seen: measured by decoding the latents.
+- as the stage says: the stage's own column, computed by the codec.
+- best as many: the PSNR of as many channels if they were chosen for this clip. The difference is the cost of the fixed
+  order of channels.
+- stage, codec: CPU seconds of the stage, and of the codec within it, over those of a bare decode of the source (libav,
+  one thread, no conversion).
 """
 
 import math
@@ -21,20 +26,22 @@ from typing import Any
 import numpy as np
 
 from data_manifests.storage import Storage
-from tasks.clip import Clip
-from tasks.clips import ClipSettings, plan
-from tasks.cut import write_clips
-from tasks.ingest import ingest
-from tasks.latent_codec import MAX_CHANNELS, CosineCodec, usable_frames
-from tasks.latents import Latents, LatentsSettings, picture_size
-from tasks.scenes import Shot
-from tests.world import make
+from tasks.cutting.clip_plan import ClipSettings, plan_clips
+from tasks.cutting.clip_writer import write_clips
+from tasks.cutting.ingest import ingest
+from tasks.cutting.shots import Shot
+from tasks.media.clip import Clip
+from tasks.networks.latent_geometry import usable_frames
+from tasks.stages.latents.codec import MAX_CHANNELS, CosineCodec
+from tasks.stages.latents.stage import Latents, LatentsSettings, picture_size
+from tasks.synthetic import make
 
 CHANNELS = (16, 32, 48, 96)
 GENERATED = ["talk_office.mp4", "talk_medium.mp4", "talk_full.mp4", "pan.mp4"]
 
 
 def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
+    """CPU seconds of the work, and its result."""
     started = time.process_time()
     result = work()
     return time.process_time() - started, result
@@ -52,17 +59,18 @@ def clip_of(path: Path, storage: Storage) -> Clip:
     """The first 20 s of a file, as one clip."""
     source, settings = ingest(str(path)), ClipSettings(fps=25, short_side=480, min_s=0.2, max_s=20)
     end_s = min(20.0, source.duration_s or 20.0)
-    records, _ = plan(source, [Shot(0.0, end_s, 0.0, end_s, False, False)], [], settings)
+    records, _ = plan_clips(source, [Shot(0.0, end_s, 0.0, end_s, False, False)], [], settings)
     (record,) = write_clips(source, path, records[:1], settings, storage)
     return Clip(record, Path(storage.path(record.video)), None)
 
 
 def db(error: float) -> str:
+    """PSNR in dB of a mean squared error of 8-bit values."""
     return f"{10 * math.log10(255**2 / error):.1f}"
 
 
 def best(codec: CosineCodec, frames: Iterable[np.ndarray], counts: Iterable[int]) -> list[float]:
-    """Mean squared error when the coefficients with the most energy in the clip are kept."""
+    """The mean squared error of the clip if only the channels with the most energy in it are kept, for each count."""
     energy, pixels = np.zeros(codec.channels), 0
     std = np.abs(codec.basis).reshape(codec.channels, -1)
     scale = 1 / np.square(np.linalg.norm(std, axis=1))  # the basis without its scaling is orthonormal
@@ -89,7 +97,7 @@ def main(files: list[Path]) -> None:
 
 
 def measure(path: Path, clip: Clip) -> None:
-    """Print the rows of one clip."""
+    """Print the rows of one clip, one for each number of channels."""
     settings = LatentsSettings(backend="dct")
     _, (top, left, height, width) = picture_size(clip.record.width, clip.record.height, settings)
     part = slice(top, top + height), slice(left, left + width)

@@ -1,4 +1,4 @@
-"""Rows of `benchmarks.networks` for networks that a library defines: what is measured is how they are called here."""
+"""Rows of `benchmarks.networks` for networks that a library defines: they measure how this project calls them."""
 
 import os
 from collections import deque
@@ -15,11 +15,11 @@ from benchmarks.row import NotMeasured, Row, seconds, size_of
 from tasks.networks.device import device
 from tests import tiny_weights
 
-_NUMBERS = ("running_", "num_batches_tracked")  # of a state dict, what is no parameter
+_NUMBERS = ("running_", "num_batches_tracked")  # keys of a state dict that are no parameters
 
 
 def wan_vae(decoding: bool) -> Row:
-    """In a stream, against diffusers' own way with the whole clip at once."""
+    """Frames as a stream. Reference: diffusers' own way, the whole clip at once."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     from tasks.networks import wan_vae
@@ -40,8 +40,8 @@ def wan_vae(decoding: bool) -> Row:
 
 
 def umt5() -> Row:
-    """Captions of 60 tokens by 2 of the 24 layers, against all padded to 512 as Wan's own code does; keys and
-    parameters are those of the whole."""
+    """Captions of 60 tokens by 2 of the 24 layers. Reference: captions padded to 512 tokens, as Wan's own code does.
+    Keys and parameters are those of the whole network."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     from tasks.networks import umt5
@@ -60,8 +60,8 @@ def umt5() -> Row:
 
 
 def whisper() -> Row:
-    """10 s of sound by 2 of large-v3's 32 layers, against transformers' own front end and call; keys and parameters are
-    those of the whole encoder."""
+    """10 s of sound by 2 of the 32 layers of large-v3. Reference: the front end and the call of transformers. Keys and
+    parameters are those of the whole encoder."""
     from transformers import WhisperConfig, WhisperFeatureExtractor
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -84,14 +84,14 @@ def whisper() -> Row:
 
 
 def qalign() -> Row:
-    """What is ours of it: pictures made ready and put to a tiny model, against CLIP's image processor in transformers,
-    one at a time."""
+    """Only our part: images are prepared and given to a tiny model. Reference: CLIP's image processor in transformers,
+    one image at a time."""
     import numpy as np
     from PIL import Image
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-    from tasks import remote_code
     from tasks.networks import qalign
+    from tasks.weights import remote_code
 
     images = [*torch.randint(0, 256, (4, 480, 854, 3), dtype=torch.uint8).numpy()]
     side = {"height": qalign.SIDE, "width": qalign.SIDE}
@@ -113,13 +113,14 @@ def qalign() -> Row:
 
 
 def wan_vace() -> Row:
-    """Latents of 17 frames of 256x256 through 1 of the 30 blocks and 1 of the 15, against rotary positions multiplied
-    as complex numbers of double precision, as the original does; keys and parameters are those of the whole."""
+    """Latents of 17 frames of 256x256 through 1 of the 30 blocks and 1 of the 15 VACE blocks. Reference: rotary
+    positions multiplied as complex numbers of double precision, as the original does. Keys and parameters are those of
+    the whole network."""
     from diffusers.models.transformers.transformer_wan import WanAttnProcessor
     from diffusers.models.transformers.transformer_wan_vace import WanVACETransformer3DModel
     from torch.nn.functional import scaled_dot_product_attention
 
-    from training.models.wan_vace import PUBLISHED
+    from training.models.physavatar.wan_vace import PUBLISHED
 
     with torch.device("meta"):
         whole = WanVACETransformer3DModel(**PUBLISHED)
@@ -158,7 +159,7 @@ def wan_vace() -> Row:
 
 
 def yolo() -> Row:
-    """YOLO11n for poses; pictures together, against one at a time, as ultralytics takes a film's frames."""
+    """YOLO11n for poses, images in one batch. Reference: one at a time, as ultralytics takes the frames of a video."""
     if find_spec("ultralytics") is None:
         raise NotMeasured("ultralytics is not installed (the extra `yolo`)")
     from tasks.networks import yolo
@@ -176,14 +177,14 @@ def yolo() -> Row:
 
 
 def paddleocr() -> Row:
-    """What is ours of it: a picture scaled by area and its boxes, with a network of one convolution; against paddleocr
-    from the whole picture on, which scales by the four nearest pixels, so that small print comes apart."""
+    """Only our part, with a network of one convolution: an image is scaled by area, and its boxes are read. Reference:
+    paddleocr from the whole image on, which scales by the four nearest pixels, so that small print breaks up."""
     if find_spec("paddleocr") is None or find_spec("paddle") is None:
         raise NotMeasured("paddleocr and paddlepaddle are not installed (the extra `ocr`)")
     os.environ.setdefault("PADDLE_PDX_DISABLE_MODEL_SOURCE_CHECK", "True")
     from paddleocr import TextDetection
 
-    from tasks import ocr
+    from tasks.stages.subtitles import ocr
 
     image = torch.randint(0, 40, (480, 854, 3), dtype=torch.uint8).numpy()
     image[400:432, 200:600] = 255
@@ -208,13 +209,13 @@ def paddleocr() -> Row:
     return Row(0, 0, "pictures of 854x480, network aside", own, reference)
 
 
-# Qwen2.5-Omni-7B's own, where they are not the library's defaults
+# The values of Qwen2.5-Omni-7B that differ from the library's defaults
 _SIGHT = {"hidden_size": 1280, "intermediate_size": 3420, "out_hidden_size": 3584}
 _HEARING = {"encoder_layers": 32, "output_dim": 3584}
 
 
 def _thinker() -> tuple[int, int]:
-    """Keys and parameters of the 7B's Thinker."""
+    """Keys and parameters of the Thinker of the 7B model."""
     from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
 
     config = Qwen2_5OmniThinkerConfig(vision_config=_SIGHT, audio_config=_HEARING, tie_word_embeddings=False)
@@ -223,8 +224,8 @@ def _thinker() -> tuple[int, int]:
 
 
 def qwen_omni() -> Row:
-    """512 tokens of a question by 1 of the 28 layers of its language model, in the precision in which it is loaded; the
-    library's own operations. Keys and parameters are those of the whole Thinker."""
+    """512 tokens of a question by 1 of the 28 layers of its language model, in the precision in which it is loaded. The
+    operations are the library's own. Keys and parameters are those of the whole Thinker."""
     from transformers import Qwen2_5OmniThinkerConfig
     from transformers.models.qwen2_5_omni.modeling_qwen2_5_omni import Qwen2_5OmniThinkerTextModel
 
@@ -238,15 +239,15 @@ def qwen_omni() -> Row:
 
 
 def qwen_question() -> Row:
-    """What is ours of it: a question with 4 pictures and 10 s of sound made ready, against the published front ends of
-    pictures and sound alone, in the model's precision; they are part of that."""
+    """Only our part: a question with 4 images and 10 s of sound is prepared. Reference: the published front ends of
+    images and sound alone, in the model's precision, which are a part of that work."""
     import json
 
     import numpy as np
 
-    from tasks.chat import Turn
-    from tasks.clip import SAMPLE_RATE
+    from tasks.media.clip import SAMPLE_RATE
     from tasks.networks import qwen_omni
+    from tasks.networks.chat import Message
 
     drawn = np.random.default_rng(0)
     images = tuple(drawn.integers(0, 256, (4, 448, 796, 3), np.uint8))  # as guidance shows them
@@ -257,18 +258,18 @@ def qwen_question() -> Row:
         path.write_text(json.dumps(json.loads(path.read_text()) | {"max_pixels": 12_845_056}))  # as published
         with patch.dict(os.environ, {"UNDERSTUDY_WEIGHTS": folder}):
             model = qwen_omni.load()
-    turns = [Turn("user", "What is said, and how? " * 40, images, sound)]
+    turns = [Message("user", "What is said, and how? " * 40, images, sound)]
     heard = {"sampling_rate": SAMPLE_RATE, "padding": "max_length", "return_attention_mask": True}
 
     def plain() -> None:
         where = next(model._network.parameters())
-        model._sight(images, return_tensors="pt").to(where.device, where.dtype)
-        model._hearing([sound], return_tensors="pt", **heard).to(where.device, where.dtype)
+        model._image_processor(images, return_tensors="pt").to(where.device, where.dtype)
+        model._audio_features([sound], return_tensors="pt", **heard).to(where.device, where.dtype)
 
     own, reference = seconds(lambda: model._inputs(turns), 5), seconds(plain, 5)
     return Row(0, 0, "questions on 4 pictures and 10 s, model aside", own, reference)
 
 
 def minicpm_o() -> Row:
-    """What calls it here does no more than hand it pictures, sound and words."""
+    """Our code only hands it images, sound and text."""
     raise NotMeasured("its code comes with its weights")

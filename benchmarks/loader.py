@@ -1,9 +1,9 @@
-"""How fast the loader is, against reading the same tars with `tarfile`: `python -m benchmarks.loader`.
+"""How fast the loader is, compared with reading the same tars with `tarfile`: `python -m benchmarks.loader`.
 
-Each round reads everything both ways, in turn, from the page cache; the best of the rounds counts. Two data sets:
-puppets, whose samples are tiny, so that the work for each sample counts; and clips of 5 s at 512 x 512, whose latents
-are what is read. `delivered` counts the tars' bytes whose samples came out; `taken` those of them that went into
-batches: the loader does not read videos when it has their latents.
+Each round reads everything both ways, in turn, from the page cache. The best round counts. There are two datasets:
+puppets, whose tiny samples show the cost of each sample; and clips of 5 s at 512 x 512, whose cost is that of reading
+latents. `delivered` counts all bytes of the tars whose samples were delivered. `taken` counts only the bytes that went
+into batches: the loader does not read a video if the sample has latents.
 """
 
 import io
@@ -21,16 +21,16 @@ from benchmarks.curate import table
 from data_manifests.dataset import DatasetManifest, load
 from data_manifests.lineage import RecipeName
 from data_manifests.storage import Storage
-from tasks.clip import ClipRecord
+from tasks.media.clip import ClipRecord
 from tasks.shards import Sample, ShardSettings, lineage, plan_shards, write_shard
-from tests.world.puppet_shards import make_puppets
-from training.loader import Loader
+from tasks.synthetic.puppet_shards import make_puppets
+from training.data.loader import Loader
 
 ROUNDS = 5
 
 
 def large_clips(folder: Path, count: int) -> None:
-    """Samples of the size of real ones: 5 s at 24 frames a second, 512 x 512; their numbers are noise."""
+    """Write samples as large as real ones: 5 s at 24 frames a second, 512 x 512. Their contents are noise."""
     storage, random = Storage(str(folder)), np.random.default_rng(0)
     frames, samples = 121, []
     arrays = {
@@ -78,7 +78,7 @@ def read_by_tarfile(folder: Path) -> None:
 
 
 class Epochs:
-    """A loader that goes on and on, an epoch at each call. The index is there, as from the second epoch on."""
+    """A loader that delivers one epoch at each call. The index of the shards exists before the first call."""
 
     def __init__(self, folder: Path, frames: int, batch: int, cache: Path) -> None:
         loader = Loader(f"{folder}/dataset.json", tiers=("main",), frames=(frames,), batch=batch, cache=str(cache))
@@ -91,14 +91,14 @@ class Epochs:
         self.taken = 0
         for batch in islice(self._batches, self._steps):
             tensors = (batch.latents, batch.audio, batch.text[batch.text_mask])
-            self.taken += sum(2 * tensor.numel() for tensor in tensors)  # as stored, 16 bits each
+            self.taken += sum(2 * tensor.numel() for tensor in tensors)  # stored with 16 bits
 
     def close(self) -> None:
         self._batches.close()
 
 
 def best(*work: Callable[[], None]) -> list[tuple[float, float]]:
-    """For each, its least (wall, CPU) seconds, all taking turns."""
+    """The least (wall, CPU) seconds of each piece of work over all rounds. The pieces take turns."""
     times: list[list[tuple[float, float]]] = [[] for _ in work]
     for _ in range(ROUNDS):
         for one, taken in zip(work, times, strict=True):

@@ -1,9 +1,9 @@
-"""What the published networks cost: `python -m benchmarks.networks [NAME ...]`; all of them without a name.
+"""What the published networks cost: `python -m benchmarks.networks [NAME ...]`; all networks without a name.
 
-Of each network the keys of its checkpoint, its parameters, the items it takes in a second, and how that compares with
-the reference's arithmetic: the same numbers by the operations that the published code makes, in plain PyTorch. On the
-CPU with one thread, by CPU seconds; on a GPU, where there is one, by the clock. The weights are noise. A network that
-cannot be measured here has a row that says why.
+The table has the keys of each network's checkpoint, its parameters, the items it processes per second, and the speed-up
+over the reference: the same results by the operations of the published code, in plain PyTorch. On a CPU, one thread is
+used and CPU seconds are measured; on a GPU, seconds on the clock. The weights are noise. A network that cannot be
+measured here has a row that says why.
 """
 
 import sys
@@ -22,7 +22,7 @@ from tests.noise import xpose_state
 
 
 def xpose() -> Row:
-    """Against all classes padded to 350, all of the fusion's projections, and all queries sampled at once."""
+    """Reference: classes padded to 350, all projections of the fusion, and all queries sampled at once."""
     from tasks.networks.xpose import attention
     from tasks.networks.xpose.network import XPose
 
@@ -50,13 +50,13 @@ def xpose() -> Row:
 
     with torch.inference_mode():
         own = seconds(lambda: network(images, classes))
-        with patch.object(attention._BothWays, "forward", both_ways), patch.object(attention, "_AT_ONCE", 10**9):
+        with patch.object(attention._BiAttention, "forward", both_ways), patch.object(attention, "_QUERY_BLOCK", 10**9):
             reference = seconds(lambda: network(images, padded))
     return Row(*counts, "frames of 800x800", own, reference)
 
 
 def syncnet() -> Row:
-    """Lips against five frames stacked for each window, as the reference feeds them, in its memory layout."""
+    """Lips. Reference: five stacked frames for each window, in the published code's memory layout."""
     from copy import deepcopy
 
     from tasks.networks import syncnet
@@ -77,7 +77,7 @@ def syncnet() -> Row:
 
 
 def s3fd() -> Row:
-    """Against one picture at a time, as the reference searches, in its memory layout."""
+    """Reference: one image at a time, as the published code searches, in its memory layout."""
     from copy import deepcopy
 
     from tasks.networks import s3fd
@@ -91,7 +91,7 @@ def s3fd() -> Row:
 
 
 def raft() -> Row:
-    """Successive frames, against each pair alone, for which each frame's features are made twice."""
+    """Successive frames. Reference: each pair alone, which computes the features of each frame twice."""
     from tasks.networks.raft import Raft, flows
 
     network = Raft().to(device()).eval().requires_grad_(False)
@@ -103,7 +103,7 @@ def raft() -> Row:
 
 
 def fid_inception() -> Row:
-    """Against one picture at a time."""
+    """Reference: one image at a time."""
     from tasks.networks.fid_inception import FidInception, features
 
     network = FidInception().to(device()).eval().requires_grad_(False)
@@ -114,7 +114,7 @@ def fid_inception() -> Row:
 
 
 def i3d() -> Row:
-    """The reference's own operations."""
+    """The operations are the reference's own."""
     from tasks.networks.i3d import I3d, features
 
     network = I3d().to(device()).eval().requires_grad_(False)
@@ -123,14 +123,14 @@ def i3d() -> Row:
 
 
 def scrfd() -> Row:
-    """What is ours of it: picture made ready, nine outputs read, overlaps taken out."""
+    """Only our part: preparing the image, reading the nine outputs, and removing overlapping boxes."""
     import numpy as np
 
     from tasks.networks.insightface import decoded, letterboxed
 
     drawn, image = np.random.default_rng(0), np.random.default_rng(1).integers(0, 256, (480, 854, 3), np.uint8)
     cells = [(640 // stride) ** 2 * 2 for stride in (8, 16, 32)]
-    scores = [drawn.uniform(0, 0.51, (count, 1)).astype(np.float32) for count in cells]  # 2 in 100 are faces
+    scores = [drawn.uniform(0, 0.51, (count, 1)).astype(np.float32) for count in cells]  # 2 in 100 count as faces
     sides, points = ([drawn.uniform(0, 4, (count, n)).astype(np.float32) for count in cells] for n in (4, 10))
 
     def find() -> None:
@@ -141,7 +141,8 @@ def scrfd() -> Row:
 
 
 def arcface() -> Row:
-    """IResNet-50 in PyTorch, faces together against one at a time; a pack's ONNX graph is the same network."""
+    """IResNet-50 in PyTorch, faces in one batch. Reference: one face at a time. The ONNX graph of a pack is the same
+    network."""
     from tasks.networks.iresnet import LAYERS, IResNet
 
     network = IResNet(LAYERS["iresnet50"]).to(device()).eval().requires_grad_(False)

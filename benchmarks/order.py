@@ -1,12 +1,12 @@
 """In which order stages should run: `python -m benchmarks.order [recipe]`.
 
-Each stage measures every clip, also those that an earlier one would have rejected. Of filters that reject independently
-of each other, the cheapest order runs first whatever costs least for each clip it rejects (Hellerstein and Stonebraker,
-"Predicate Migration", 1993); a stage that rejects nothing comes last, unless another starts from what it finds. Copies
-of a clip are told only at the end, over the whole corpus: what `duplicates` rejects is listed, and saves no stage any
-work wherever it stands.
+Each stage measures every clip, also clips that an earlier stage would have rejected. If filters reject independently of
+each other, the cheapest order is by cost for each rejected clip, lowest first (Hellerstein and Stonebraker, "Predicate
+Migration", 1993). A stage that rejects nothing comes last, unless another stage uses its results. Copies of a clip are
+found only at the end, over the whole corpus. So the rejections of `duplicates` are listed, but they save no other stage
+any work, wherever it stands.
 
-UNDERSTUDY_FOOTAGE names a folder of real videos to use instead of the generated ones.
+UNDERSTUDY_FOOTAGE names a folder of real videos to use in place of the generated footage.
 """
 
 import os
@@ -18,22 +18,22 @@ import numpy as np
 
 from benchmarks.curate import Costs, measure_all, table
 from data_manifests.storage import Storage
-from tasks.clip import ClipRecord
-from tasks.clips import plan
-from tasks.cut import write_clips
-from tasks.decode import MediaError
-from tasks.duplicates import copies
-from tasks.ingest import ingest
+from tasks.cutting.clip_plan import plan_clips
+from tasks.cutting.clip_writer import write_clips
+from tasks.cutting.ingest import ingest
+from tasks.cutting.shots import find_shots
+from tasks.media.clip import ClipRecord
+from tasks.media.decode import MediaError
+from tasks.policy.copies import copies
 from tasks.recipe import Recipe, load_recipe
-from tasks.scenes import find_shots
-from tasks.stages import STAGES
-from tests.world import make
+from tasks.stages.registry import STAGES
+from tasks.synthetic import make
 
 GROUPS = ["demo", "faults"]
 
 
 def clip_costs(paths: list[Path], recipe: Recipe, folder: Path) -> tuple[Costs, list[ClipRecord]]:
-    """What every stage of a recipe takes and finds, over all clips of some footage; and those, in the same order."""
+    """Measure all clips of some footage with every stage of a recipe. Returns the clips in the order of the costs."""
     storage = Storage(str(folder))
     stages = {name: STAGES[name](settings) for name, settings in recipe.measure.items()}
     costs, clips = Costs(), list[ClipRecord]()
@@ -42,8 +42,8 @@ def clip_costs(paths: list[Path], recipe: Recipe, folder: Path) -> tuple[Costs, 
             info = ingest(str(path))
             shots = find_shots(path, recipe.scenes)
         except MediaError:
-            continue  # broken on purpose
-        records, _ = plan(info, shots.shots, shots.holes, recipe.clips)
+            continue  # some of the footage is broken on purpose
+        records, _ = plan_clips(info, shots.shots, shots.holes, recipe.clips)
         records = write_clips(info, path, records, recipe.clips, storage) if records else []
         measure_all(records, storage, stages, costs)
         clips += records
@@ -51,7 +51,7 @@ def clip_costs(paths: list[Path], recipe: Recipe, folder: Path) -> tuple[Costs, 
 
 
 def copied(recipe: Recipe, costs: Costs, records: list[ClipRecord]) -> float:
-    """The share of clips that are copies of others, whatever else speaks against them."""
+    """The share of clips that are copies of other clips, without regard to rules."""
     import pandas as pd
 
     bounds = recipe.policy.near_duplicates
@@ -64,7 +64,7 @@ def copied(recipe: Recipe, costs: Costs, records: list[ClipRecord]) -> float:
 
 
 def rejected(recipe: Recipe, stage: str, costs: Costs) -> float:
-    """The share of clips that the stage's rules drop."""
+    """The share of clips that the rules of a stage drop."""
     rules = [rule for _, rule in recipe.policy.judged_at(stage)]
     dropped = 0
     for measurement in costs.found[stage]:

@@ -1,8 +1,8 @@
-"""What re-deciding costs: a ledger of synthetic clips on disk, and the time and memory from it to verdicts.
+"""What a new decision costs: the time and memory from a ledger of random clips on disk to the verdicts.
 
     python -m benchmarks.policy [--clips 1000000]
 
-The table is Markdown. Memory is the peak of a fresh process, libraries included.
+The table is Markdown. Memory is the peak of a new process, libraries included.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from data_manifests.storage import Storage
-from tasks.clip import ClipRecord
-from tasks.ledger import Ledger, partition_of, schema_for
-from tasks.policy import decide, funnel, join
-from tasks.rules import Policy
+from tasks.execution.ledger import Ledger, partition_of, schema_for
+from tasks.media.clip import ClipRecord
+from tasks.policy.decide import decide, funnel, join
+from tasks.policy.rules import Policy
 
 PARTITIONS = 16
 CLIPS_A_SOURCE = 20
@@ -64,7 +64,10 @@ POLICY = Policy.model_validate(
 
 
 def make_ledger(folder: Path, clips: int) -> None:
-    """Rows for all clips; each stage failed on one in a thousand, and the dearer ones lack one in ten thousand."""
+    """Write the ledger of random clips.
+
+    Each stage failed on one clip in a thousand. All stages but the first have no row for one clip in ten thousand.
+    """
     import pyarrow as pa
 
     ledger = Ledger(Storage(str(folder)), PARTITIONS)
@@ -107,7 +110,7 @@ def _row(key: str, columns: dict[str, type], rng: np.random.Generator) -> dict[s
 
 
 def _hash(rows: list[dict[str, Any]], rng: np.random.Generator) -> None:
-    """Hashes for the table of duplicates; one clip in twenty is a copy of one of another source."""
+    """Add hashes to the rows of `duplicates`. One clip in twenty is a copy of a clip of another source."""
     for at, row in enumerate(rows):
         if at > 2 * CLIPS_A_SOURCE and rng.random() < 0.05:
             other = rows[at - 2 * CLIPS_A_SOURCE]
@@ -117,7 +120,7 @@ def _hash(rows: list[dict[str, Any]], rng: np.random.Generator) -> None:
 
 
 def redecide(folder: Path) -> None:
-    """Read the ledger and decide, and print a line of the table for each part of it."""
+    """Read the ledger and decide. Prints a table with a row for each part of this work."""
     times = [("start", *_now())]
 
     import pandas as pd
@@ -157,7 +160,7 @@ def _now() -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clips", type=int, default=1_000_000)
-    parser.add_argument("--ledger", type=Path, help="decide on the ledger made here before")
+    parser.add_argument("--ledger", type=Path, help="a folder with a ledger that was made before; decide on that one")
     arguments = parser.parse_args()
     if arguments.ledger:
         redecide(arguments.ledger)

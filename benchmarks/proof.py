@@ -1,13 +1,14 @@
-"""The proof that the avatar learns: a small active-mind is trained on shards of puppets, from nothing, and then has to
-follow sounds that it never heard, obey texts, and keep identities that it never saw.
+"""The proof that a model learns: a small active-mind is trained from new weights on shards of puppets. Then it has to
+follow sounds and keep identities that it was not trained on, and do what texts say.
 
     python -m benchmarks.proof [--seed 0] [--folder out/proof]
 
-Shards, loader, trainer and phases are those of every training; the recipe is data_manifests/puppets.yaml. How far
-beyond a clip its reference stands is set first, for the trained network, on puppets that nothing else uses. What is
-printed is a Markdown table with the bar beside each figure; the exit code is 1 when one is missed. A training that was
-cut off goes on where it was when the same folder is given again; shards that lie there serve again where they are the
-same that would be made.
+Shards, loader, trainer and phases are the same as in every training. The recipe is data_manifests/puppets.yaml. After
+the training, the distance of the reference from the clip is chosen for the network, on puppets that nothing else uses.
+The proof prints a Markdown table with the bar beside each figure. The exit code is 1 if a bar is missed.
+
+An interrupted training goes on when the same folder is given again. Shards in the folder are used again if the same
+shards would be made.
 """
 
 import argparse
@@ -21,33 +22,38 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+from benchmarks.puppet_trials import CASES, CHAINED, CHAINS, HELD_OUT, Drift, Figures, Sampler, chain, drift, follow
 from data_manifests.dataset import load
 from data_manifests.sources import ManifestError
 from data_manifests.storage import Storage
-from tests.world.puppet_shards import make_puppets, puppets_recipe
-from tests.world.puppet_trials import CASES, CHAINED, CHAINS, HELD_OUT, Drift, Figures, Sampler, chain, drift, follow
+from tasks.synthetic.puppet_shards import make_puppets, puppets_recipe
 from training.config import TrainingRecipe, load_training
-from training.job import Job, TrainingError
-from training.launch import launch
-from training.learner import ActiveMindLearner, load_trained
-from training.models.active_mind import ActiveMind
-from training.sampling import Guidance
+from training.generate.sampling import ClassifierFreeGuidance
+from training.learners.active_mind import ActiveMindLearner, load_trained
+from training.loop.job import Job, TrainingError
+from training.loop.launch import launch
+from training.models.active_mind.model import ActiveMind
 
 PUPPETS = 3000
-GUIDANCE = Guidance(text=2.0, audio=1.0, order="audio_then_text")  # so without text, and with all: two passes a step
-STEPS, CHAIN_STEPS = 20, 10  # of Euler's method; of a chain's clips, which are 480
-DISTANCES = range(12, 25)  # of the reference, latent frames beyond the clip; nearer, it holds the arm down
+# Two passes a step: one without text, one with text and sound.
+GUIDANCE = ClassifierFreeGuidance(text=2.0, audio=1.0, order="audio_then_text")
+STEPS, CHAIN_STEPS = 20, 10  # steps of Euler's method; fewer for chains, which have 480 clips
+DISTANCES = range(12, 25)  # latent frames from the clip to the reference; a nearer reference holds the arm down
 MINUTES = 20  # of two cores' time, for the training
-SPENT = "spent.json"  # holds, by phase, how long its steps took
+SPENT = "spent.json"  # the file with the time that the steps of each phase took
 
 
 class Bar(NamedTuple):
-    """What is measured, and between which values it has to lie."""
+    """A measured figure, and the bounds that it has to keep."""
 
     what: str
+    """The name of the figure."""
     value: float
+    """The measured value."""
     low: float
+    """The lowest value that meets the bar."""
     high: float
+    """The highest value that meets the bar."""
 
     @property
     def met(self) -> bool:
@@ -55,26 +61,31 @@ class Bar(NamedTuple):
 
     @property
     def slack(self) -> float:
-        """By what factor a value above 0 is within the bounds that are; below 1 where it is not."""
+        """The factor by which a value above 0 lies within its bounds. It is below 1 outside the bounds."""
         inside = [self.high / max(self.value, 1e-9)] if self.high < float("inf") else []
         return min([*inside, self.value / self.low] if self.low > 0 else inside)
 
 
 class Spent(NamedTuple):
-    """How long a training took, all its steps, however often it was cut off. cpu_s: CPU seconds, of all threads.
-    clock_s: seconds on the clock; both infinite where it is not known."""
+    """How long all steps of a training took, also if it was interrupted. Infinite if it is not known."""
 
     cpu_s: float
+    """CPU seconds of all threads."""
     clock_s: float
+    """Seconds on the clock."""
 
     @property
     def minutes(self) -> float:
-        """Of two cores' time: what the clock shows where both are at work for this alone. Whoever else is at work
-        lengthens the clock's time by more than this one, so this one has the bar, and both are printed."""
+        """Minutes of two cores' time: the time on the clock if two cores do nothing else.
+
+        Other processes lengthen the time on the clock more than this time. So the bar is on this time; both are
+        printed.
+        """
         return self.cpu_s / 2 / 60
 
 
 def bars(figures: Figures, drift: Drift, spent: Spent) -> Iterator[Bar]:
+    """Yield all figures of the proof with their bars."""
     none, any_number = float("-inf"), float("inf")
     yield Bar("mouth: correlation with the truth", figures.mouth, 0.9, any_number)
     yield Bar("mouth: amplitude to the truth's", figures.mouth_amplitude, 0.8, 1.25)
@@ -87,12 +98,12 @@ def bars(figures: Figures, drift: Drift, spent: Spent) -> Iterator[Bar]:
 
 
 def best_distance(network: ActiveMind, made: Sampler) -> int:
-    """How many latent frames beyond the clip this network is best given its reference; as `made` has it where nothing
-    will do.
+    """The best distance of the reference from the clip for this network, in latent frames. That of `made` if no
+    distance meets the bars.
 
-    No training sees a frame so far off, so what a network makes of one there differs from training to training, be it
-    by rounding alone. It is set as its users would set it, by trying: on puppets of a seed that nothing else uses, the
-    distance at which arm and colours stay farthest within their bars.
+    No training sees a frame so far from the clip. So networks of different trainings treat it differently, even if only
+    rounding differs. The distance is found by trying, as users would find it: it is the distance at which arm and
+    colours keep their bars with the largest margin, on puppets of a seed that nothing else uses.
     """
     cases, chains, by_chain = CASES // 2, CHAINS // 3, replace(made, steps=CHAIN_STEPS)
     without = chain(network, by_chain, chains, keep=False, of=HELD_OUT)
@@ -100,7 +111,7 @@ def best_distance(network: ActiveMind, made: Sampler) -> int:
     for distance in DISTANCES:
         found = follow(network, replace(made, pseudo_last=distance), cases, of=HELD_OUT)
         if min(bar.slack for bar in _arm_bars(found)) <= best_slack:
-            continue  # not worth the chains
+            continue  # the arm alone is no better, so the expensive chains are skipped
         kept = chain(network, replace(by_chain, pseudo_last=distance), chains, of=HELD_OUT)
         slack = min(bar.slack for bar in (*_arm_bars(found), _colour_bar(Drift(kept, without))))
         if slack > best_slack:
@@ -119,11 +130,12 @@ def _colour_bar(drift: Drift) -> Bar:
 
 
 def _ratio(value: float, to: float) -> float:
-    """Infinite where there is nothing to compare with, so that nothing is claimed."""
+    """`value` / `to`; infinite if there is nothing to compare with, so that the bar is missed."""
     return value / to if to > 0 else float("inf")
 
 
 def table(found: list[Bar]) -> str:
+    """The bars as a Markdown table."""
     lines = ["| measured on the unseen | figure | bar | |", "|---|---|---|---|"]
     for bar in found:
         at_least, at_most = bar.low > float("-inf"), bar.high < float("inf")
@@ -133,8 +145,8 @@ def table(found: list[Bar]) -> str:
 
 
 def shards(folder: Path, count: int, seed: int) -> Path:
-    """The manifest of so many puppets of a seed: of those in the folder where they are the same, else they are made
-    anew."""
+    """The manifest of `count` puppets of a seed. Puppets in the folder are kept if they are the same; otherwise the
+    folder is made anew."""
     manifest = folder / "dataset.json"
     try:
         there = load(str(manifest))
@@ -142,13 +154,13 @@ def shards(folder: Path, count: int, seed: int) -> Path:
     except ManifestError:
         same = False
     if not same:
-        shutil.rmtree(folder, ignore_errors=True)  # so that none is left of the others
+        shutil.rmtree(folder, ignore_errors=True)  # so that no shard of the old ones is left
         make_puppets(folder, count, seed)
     return manifest
 
 
 def trained(recipe: TrainingRecipe, manifest: Path, out: Path) -> Spent:
-    """Train all phases, or go on with them; says how long each took."""
+    """Train all phases, or go on with them. Prints how long each took."""
     for phase in recipe.phases:
         before, since = _cpu_seconds(), time.monotonic()
         outcome = launch(Job(recipe, phase, str(manifest), out, ActiveMindLearner))
@@ -157,12 +169,12 @@ def trained(recipe: TrainingRecipe, manifest: Path, out: Path) -> Spent:
             _add(out, phase, steps, cpu_s, clock_s)
             print(f"{phase}: {steps} steps ({cpu_s:.0f} CPU seconds, {clock_s:.0f} on the clock)", flush=True)
         if not outcome.done:
-            sys.exit(f"phase {phase} was asked to end; step {outcome.step} is kept: run it again to go on")
+            sys.exit(f"phase {phase} was asked to stop; step {outcome.step} is saved: run the proof again to go on")
     return spent(recipe, out)
 
 
 def spent(recipe: TrainingRecipe, out: Path) -> Spent:
-    """Of all phases. Steps that were taken by a run that was killed count as much as those that are known."""
+    """The time of all phases. Steps whose time is unknown, since their run was killed, count as much as the others."""
     known = _known(out)
     cpu_s = clock_s = 0.0
     for name, phase in recipe.phases.items():
@@ -180,7 +192,7 @@ def _add(out: Path, phase: str, *steps_and_seconds: float) -> None:
 
 
 def _known(out: Path) -> dict[str, list[float]]:
-    """By phase: steps, their CPU seconds, their seconds on the clock."""
+    """For each phase: the steps whose time is known, their CPU seconds, their seconds on the clock."""
     try:
         known: dict[str, list[float]] = json.loads((out / SPENT).read_bytes())
     except FileNotFoundError:
@@ -189,6 +201,7 @@ def _known(out: Path) -> dict[str, list[float]]:
 
 
 def sampler(recipe: TrainingRecipe) -> Sampler:
+    """How the proof samples videos."""
     return Sampler(recipe.data.latents, STEPS, GUIDANCE, recipe.run.pseudo_last)
 
 
@@ -199,8 +212,8 @@ def _cpu_seconds() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seed", type=int, default=0, help="of the weights, the order, the noise and the puppets")
-    parser.add_argument("--folder", type=Path, default=Path("out/proof"), help="where shards and weights are kept")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights, the order, the noise and the puppets")
+    parser.add_argument("--folder", type=Path, default=Path("out/proof"), help="folder for shards and weights")
     parser.add_argument("--recipe", default="puppets")
     parser.add_argument("--puppets", type=int, default=PUPPETS)
     parser.add_argument("--threads", type=int, default=2)
@@ -215,12 +228,12 @@ def main() -> None:
     out = options.folder / f"trained-{options.seed}"
     try:
         took = trained(recipe, manifest, out)
-    except TrainingError as error:  # such as an output folder with a training on other shards
+    except TrainingError as error:  # such as an output folder that holds a training on other shards
         sys.exit(str(error))
     print(f"seed {options.seed}: {took.cpu_s:.0f} CPU seconds, {took.clock_s:.0f} on the clock", flush=True)
     network = load_trained(out, list(recipe.phases)[-1]).network
     made = replace(sampler(recipe), pseudo_last=best_distance(network, sampler(recipe)))
-    print(f"the reference stands {made.pseudo_last} latent frames beyond the clip, as suits other puppets", flush=True)
+    print(f"the reference stands {made.pseudo_last} latent frames after the clip, chosen on other puppets", flush=True)
     figures, drifted = follow(network, made), drift(network, replace(made, steps=CHAIN_STEPS))
     found = list(bars(figures, drifted, took))
     print(table(found))

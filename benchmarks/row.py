@@ -1,4 +1,4 @@
-"""A row of `benchmarks.networks`: what a network costs, beside the reference's arithmetic."""
+"""A row of the table of `benchmarks.networks`: the cost of a network, and of its reference."""
 
 import time
 from collections.abc import Callable
@@ -10,22 +10,26 @@ from tasks.networks.device import device
 
 
 class NotMeasured(RuntimeError):
-    """What keeps a network from being measured here, in a few words."""
+    """A network cannot be measured here. The message says why, in a few words."""
 
 
 class Row(NamedTuple):
-    """items: what is counted. seconds: of one item; reference_seconds: by the reference's arithmetic, None where the
-    operations are the reference's own."""
+    """The cost of a network."""
 
     keys: int
+    """Keys of its checkpoint."""
     parameters: int
+    """Number of its parameters."""
     items: str
+    """What is counted, such as frames of 800x800."""
     seconds: float
+    """Seconds for one item."""
     reference_seconds: float | None
+    """Seconds for one item by the operations of the published code. None if they are the same operations."""
 
 
 def seconds(work: Callable[[], Any], repeats: int = 2) -> float:
-    """The least of several runs, after one that is not counted."""
+    """The least seconds of several runs, after a first run that does not count."""
     clock = time.perf_counter if device().type == "cuda" else time.process_time
 
     def once() -> float:
@@ -40,5 +44,5 @@ def seconds(work: Callable[[], Any], repeats: int = 2) -> float:
 
 
 def size_of(network: torch.nn.Module) -> tuple[int, int]:
-    """Its keys and its parameters."""
+    """The number of its keys and of its parameters."""
     return len(network.state_dict()), sum(value.numel() for value in network.parameters())

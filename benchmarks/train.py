@@ -1,12 +1,12 @@
-"""What a training step of active-mind costs: FLOPs by branch, and times against the same step without sound and text
-and against a block of Wan's in diffusers.
+"""What a training step of active-mind costs: FLOPs of each branch, and the time of a block, compared with the block
+without sound and text and with a block of Wan in diffusers.
 
     python -m benchmarks.train [--width 256] [--frames 21] [--side 24] [--rounds 3]
 
-Times are of a block, forward and backward, as ratios of runs that take turns; CPU seconds on a CPU. What sound and text
-add depends on how many visual tokens stand beside the 512 of text: 12,096 by default, a quarter of what the papers'
-clips have, and as many as a CPU gets through in some seconds. On a GPU, also a whole step of the size 1.3b on synthetic
-latents of 81 x 512 x 512. The tables are Markdown.
+Times are of the forward and backward pass of one block, as ratios of runs that take turns. They are CPU seconds on a
+CPU. The share of sound and text depends on the number of visual tokens beside the 512 text tokens. The default is
+12,096 visual tokens: a quarter of those of the papers' clips, which a CPU processes in some seconds. On a GPU, the
+benchmark also measures a whole step of size 1.3b on synthetic latents of 81 x 512 x 512. The tables are Markdown.
 """
 
 import argparse
@@ -18,19 +18,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models import rope
-from training.models.active_mind import ActiveMind, Conditions
-from training.models.attention import Layout
-from training.models.block import Block, Branch, Streams
-from training.models.sizes import SIZES, Shape, active_mind_settings
-from training.speed import peak_flops
+from training.loop.metrics import peak_flops
+from training.models.active_mind import rope
+from training.models.active_mind.attention import AttentionLayout
+from training.models.active_mind.block import Block, Branch, PerBranch
+from training.models.active_mind.config import SIZES, Shape, active_mind_settings
+from training.models.active_mind.model import ActiveMind, Conditions
 
 WORDS = 512  # text tokens of the paper's encoders
 WHISPER = {"text_dim": 4096, "audio_window": 2, "audio_features": 1280}
 
 
 def flops_table() -> None:
-    """At 121 frames of 480 x 832, 24 frames a second: the papers' clips, rounded to what the codec takes."""
+    """Print the FLOPs of each size for the papers' clips, rounded to what the codec takes: 121 frames of 480 x 832 at
+    24 frames a second."""
     print("| size | parameters | TFLOP a step | sound and text beside video |\n|---|---|---|---|")
     for size in SIZES:
         settings = active_mind_settings(size, channels=16, **WHISPER)
@@ -42,7 +43,7 @@ def flops_table() -> None:
 
 
 class VideoOnly(nn.Module):
-    """The video branch of a block, alone."""
+    """Only the video branch of a block."""
 
     def __init__(self, branch: Branch) -> None:
         super().__init__()
@@ -50,13 +51,13 @@ class VideoOnly(nn.Module):
 
     def forward(self, x: Tensor, level: Tensor, turn: tuple[Tensor, Tensor]) -> Tensor:
         vectors = self.branch.modulation(level)
-        query, key, value = self.branch.read(x, vectors, turn)
+        query, key, value = self.branch.project_qkv(x, vectors, turn)
         assert query is not None
-        return self.branch.write(x, F.scaled_dot_product_attention(query, key, value), vectors)
+        return self.branch.residual_update(x, F.scaled_dot_product_attention(query, key, value), vectors)
 
 
 def block_times(shape: Shape, frames: int, side: int, rounds: int, device: torch.device) -> None:
-    """Ours, ours without sound and text, and Wan's, at equal width and tokens."""
+    """Print the times of our block, our block without sound and text, and Wan's block, with equal width and tokens."""
     from diffusers.models.transformers.transformer_wan import WanTransformerBlock
 
     width, tokens = shape.width, frames * side * side
@@ -65,21 +66,24 @@ def block_times(shape: Shape, frames: int, side: int, rounds: int, device: torch
         WanTransformerBlock(width, shape.mlp, shape.heads, cross_attn_norm=True).to(device),
     )
     alone = VideoOnly(ours.video)
-    layout = Layout(frames, 0, side * side, 1, WORDS, torch.tensor([WORDS], device=device))
+    layout = AttentionLayout(frames, 0, side * side, 1, WORDS, torch.tensor([WORDS], device=device))
     made = [torch.randn(1, count, width, device=device, requires_grad=True) for count in (tokens, frames, WORDS)]
     level = torch.randn(1, frames, 6, width, device=device)
-    levels = Streams(level, level[:, :1], level[:, :1])
-    video = rope.rotation(rope.grid_positions(torch.arange(frames), side, side), width // shape.heads)
+    levels = PerBranch(level, level[:, :1], level[:, :1])
+    video = rope.rope_cos_sin(rope.grid_positions(torch.arange(frames), side, side), width // shape.heads)
     turns = tuple(
         tuple(part.to(device) for part in turn)
         for turn in (
             video,
-            *(rope.rotation(rope.time_positions(torch.arange(n)[None]), width // shape.heads) for n in (frames, WORDS)),
+            *(
+                rope.rope_cos_sin(rope.time_positions(torch.arange(n)[None]), width // shape.heads)
+                for n in (frames, WORDS)
+            ),
         )
     )
     for_wan = tuple(part[:, :, None].repeat_interleave(2, -1) for part in turns[0])
     runs: dict[str, Callable[[], Tensor]] = {
-        "ours": lambda: torch.cat(ours(Streams(*made), levels, turns, layout), 1),
+        "ours": lambda: torch.cat(ours(PerBranch(*made), levels, turns, layout), 1),
         "ours, video only": lambda: alone(made[0], level, turns[0]),
         "Wan's": lambda: wans(made[0], made[2], level[:, 0], for_wan),
     }
@@ -87,7 +91,7 @@ def block_times(shape: Shape, frames: int, side: int, rounds: int, device: torch
     for taken in range(rounds + 1):
         for name, run in runs.items():
             spent = _seconds(lambda run=run: run().square().mean().backward(), device)  # type: ignore[misc]
-            if taken:  # the first time is for warming up
+            if taken:  # the first run only warms up
                 times[name].append(spent)
     print(f"\n{tokens} visual tokens, width {width}, {shape.heads} heads, {WORDS} text tokens, on {device.type}")
     print("| block | seconds | to ours |\n|---|---|---|")
@@ -108,11 +112,12 @@ def _seconds(run: Callable[[], object], device: torch.device) -> float:
 
 
 def whole_step(rounds: int) -> None:
-    """Size 1.3b on synthetic latents of 81 x 512 x 512 (21 x 64 x 64), bfloat16, compiled and with checkpointing."""
+    """Print the cost of a step of size 1.3b: synthetic latents of 81 x 512 x 512 (21 x 64 x 64), bfloat16, compiled,
+    with activation checkpointing."""
     device = torch.device("cuda")
     settings = active_mind_settings("1.3b", channels=16, **WHISPER)
     model = ActiveMind(settings).to(device)
-    model.set_checkpointing(True)
+    model.set_activation_checkpointing(True)
     for block in model.blocks:
         block.compile()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
@@ -146,7 +151,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--width", type=int, default=256)
     parser.add_argument("--frames", type=int, default=21, help="latent frames")
-    parser.add_argument("--side", type=int, default=24, help="visual tokens each way")
+    parser.add_argument("--side", type=int, default=24, help="visual tokens along a side of a latent frame")
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

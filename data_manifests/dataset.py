@@ -1,4 +1,4 @@
-"""The dataset manifest: which shards a curation made, and proof that they are what it says."""
+"""The dataset manifest: which shards a curation made, and a check that they are what the manifest says."""
 
 import json
 import math
@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from data_manifests.lineage import Number, RecipeName
-from data_manifests.samples import HashingReader, TarSamples, brief, check_sample
+from data_manifests.samples import HashingReader, TarSamples, check_sample, one_line
 from data_manifests.seen import FirstSeen
 from data_manifests.sources import ManifestError
 from data_manifests.storage import Storage
@@ -17,41 +17,53 @@ from data_manifests.strict import Strict
 
 
 class NoDataset(ManifestError):
-    """There is no dataset manifest at an address; the message says where one was found instead, if any was."""
+    """There is no dataset manifest at an address. If one is nearby, the message says where."""
 
 
 class ShardEntry(Strict):
-    """One shard. name: relative to the manifest's folder. hours: of video."""
+    """One shard."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*\.tar$")
+    """The file's name, relative to the manifest's folder."""
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    """Of the file's bytes."""
     bytes: int = Field(ge=0)
+    """Size of the file."""
     samples: int = Field(ge=0)
+    """Number of samples."""
     hours: Number = Field(ge=0)
+    """Hours of video."""
     tier: str
     partition: int = Field(ge=0)
 
 
 class TierSummary(Strict):
+    """What the shards of one tier add up to."""
+
     samples: int = Field(ge=0)
+    """Number of samples."""
     hours: Number = Field(ge=0)
+    """Hours of video."""
 
 
 class DatasetManifest(Strict):
-    """All shards of a dataset, sorted by name, with what they add up to by tier.
+    """All shards of a dataset.
 
-    created_from: the source manifest's address. It holds no time and nothing of the machine: the same footage and the
-    same recipe give the same bytes.
+    It holds no time and nothing about the machine: the same footage and recipe give the same bytes.
     """
 
     version: Literal[1] = 1
     recipe: RecipeName
     created_from: str
+    """The address of the source manifest."""
     tiers: dict[str, TierSummary]
+    """Sums over the shards, by tier."""
     shards: list[ShardEntry]
+    """Sorted by name."""
 
     @classmethod
     def of(cls, recipe: RecipeName, created_from: str, shards: Iterable[ShardEntry]) -> "DatasetManifest":
+        """A manifest of these shards, which may come in any order."""
         ordered = sorted(shards, key=lambda shard: shard.name)
         return cls(recipe=recipe, created_from=created_from, tiers=_tiers(ordered), shards=ordered)
 
@@ -63,7 +75,7 @@ class DatasetManifest(Strict):
 
 
 def hours_of(seconds: Iterable[float]) -> float:
-    """Hours in all these durations, to the millionth, whatever their order."""
+    """The sum of durations, in hours to the millionth. It does not depend on their order."""
     return round(math.fsum(seconds) / 3600, 6)
 
 
@@ -78,8 +90,10 @@ def _tiers(shards: list[ShardEntry]) -> dict[str, TierSummary]:
 
 
 def load(address: str) -> DatasetManifest:
-    """Read a dataset manifest. Raises NoDataset where there is none, ManifestError with a line for each thing that is
-    wrong with it."""
+    """Read a dataset manifest.
+
+    Raises NoDataset when there is none, ManifestError with one line a fault when it cannot be used.
+    """
     return _load(address)[1]
 
 
@@ -90,7 +104,7 @@ def _load(address: str) -> tuple[Storage, DatasetManifest]:
         data = storage.read_bytes(name)
     except (FileNotFoundError, IsADirectoryError):
         raise NoDataset(_no_dataset(address)) from None
-    # file systems of every kind stand behind fsspec, and each fails in exceptions of its own
+    # each file system behind fsspec raises its own kinds of errors
     except Exception as error:
         raise ManifestError(f"{address}: cannot be read: {error}") from error
     try:
@@ -105,12 +119,12 @@ def _no_dataset(address: str) -> str:
     try:
         folder = Storage(address)
         found, is_folder = folder.exists("dataset.json"), bool(folder.fs.isdir(folder.root))
-    except Exception:  # as in _load; that there is none is known already
+    except Exception:  # only a better message depends on it
         found = is_folder = False
     if found:
         return f"{address} is a folder; give its dataset manifest: {inside}"
     if is_folder:
-        return f"{address} is a folder without a dataset.json; give the one that `understudy curate` wrote"
+        return f"{address} is a folder without a dataset.json; give the dataset.json that `understudy curate` wrote"
     return f"{address}: there is no such dataset manifest"
 
 
@@ -119,11 +133,14 @@ def _no_dataset(address: str) -> str:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: in which shard and which sample, as far as it is one's."""
+    """One fault of a dataset."""
 
     shard: str
+    """The shard's name; empty for a fault of the manifest."""
     key: str
+    """The sample's key; empty for a fault of the shard as a whole."""
     what: str
+    """What is wrong."""
 
     def __str__(self) -> str:
         return ": ".join(part for part in (self.shard, self.key, self.what) if part)
@@ -131,12 +148,16 @@ class Fault:
 
 @dataclass
 class Report:
-    """What `verify` looked at and every fault it met."""
+    """What `verify` has checked, and every fault that it found."""
 
     shards: int = 0
+    """Number of shards."""
     samples: int = 0
+    """Number of samples in the shards."""
     hours: float = 0.0
+    """Hours of video, as the manifest says."""
     bytes: int = 0
+    """Size of the shards' files."""
     faults: list[Fault] = field(default_factory=list)
 
     @property
@@ -150,13 +171,16 @@ class Report:
 
 
 def verify(address: str, deep: bool = True) -> Report:
-    """Check a dataset against its manifest; every fault is reported and none stops the rest.
+    """Check a dataset against its manifest. Every fault is reported, and no fault stops the check.
 
-    Always: that the shards are there, their sizes, checksums and numbers of samples, that no key is there twice, and
-    that the manifest adds up. deep: also each sample's members against its lineage, and the hours from those.
-    Raises NoDataset where there is no manifest; one that cannot be read is a fault.
+    It checks that the shards are there, their sizes, checksums and numbers of samples, that no key occurs twice, and
+    that the manifest's sums are right.
 
-    Nothing from a shard is written to disk, followed, unpickled or run.
+    deep: also check each sample's members against its lineage, and each shard's hours against its samples.
+
+    Nothing from a shard is written to disk, unpickled or run, and no link in it is followed.
+
+    Raises NoDataset when there is no manifest. A manifest that cannot be read is a fault.
     """
     report = Report()
     try:
@@ -180,8 +204,8 @@ def verify(address: str, deep: bool = True) -> Report:
                     report.faults.append(Fault(shard.name, key, what))
             except FileNotFoundError:
                 report.faults.append(Fault(shard.name, "", "is not there"))
-            except Exception as error:  # as in _load: the rest of the shards can still be read
-                report.faults.append(Fault(shard.name, "", f"cannot be read: {brief(error)}"))
+            except Exception as error:  # any kind of error, as in _load; the other shards can still be read
+                report.faults.append(Fault(shard.name, "", f"cannot be read: {one_line(error)}"))
             seconds.append(shard.hours * 3600)
     report.hours = hours_of(seconds)
     return report
@@ -190,7 +214,7 @@ def verify(address: str, deep: bool = True) -> Report:
 def _check_shard(
     storage: Storage, entry: ShardEntry, keys: FirstSeen, deep: bool, report: Report
 ) -> Iterator[tuple[str, str]]:
-    """Yields the key and what is wrong; an empty key when it is the shard's own fault."""
+    """Check one shard. Yields a sample's key and what is wrong with it; the key is empty for a fault of the shard."""
     size = storage.size(entry.name)
     report.bytes += size
     if size != entry.bytes:

@@ -1,4 +1,4 @@
-"""What a training sample says of itself: from which footage, by which scores and rules, under which recipe."""
+"""The lineage of a training sample: its footage, its scores and rules, and the recipe that made it."""
 
 import json
 import math
@@ -9,92 +9,114 @@ from pydantic import Field
 from data_manifests.strict import Strict
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
-Scalar = bool | int | Number | str | None  # None where there is no value
+Scalar = bool | int | Number | str | None  # None: there is no value
 
 
 class SourceRange(Strict):
-    """The source, and the part of it that the clip shows.
-
-    sha256: of the file's bytes. source_id: the first 16 hex digits of it. start_s, end_s: seconds on the source's own
-    clock, whose zero is where a player starts.
-    """
+    """The source, and the part of it that the clip shows."""
 
     uri: str
     source_id: str
+    """The first 16 hex digits of `sha256`."""
     sha256: str
+    """Of the file's bytes, 64 hex digits."""
     start_s: Number
+    """Seconds on the source clock, whose zero is where a player starts."""
     end_s: Number
+    """Seconds on the source clock."""
 
 
 class ClipFacts(Strict):
-    """The clip's picture: frames a second (constant), their number, pixels; and whether sound stands beside it."""
+    """The clip's video, and whether it has audio."""
 
     fps: int = Field(gt=0)
+    """Frames a second, constant."""
     frames: int = Field(gt=0)
+    """Number of frames."""
     width: int = Field(gt=0)
+    """Pixels."""
     height: int = Field(gt=0)
+    """Pixels."""
     duration_s: Number = Field(gt=0)
+    """frames / fps."""
     has_audio: bool
+    """Whether the sample has a `flac` member."""
 
 
 class AudioUse(Strict):
-    """Whether training may use the sound; `reason` when not."""
+    """Whether training may use the clip's audio."""
 
     usable: bool
     reason: str
+    """Why it may not be used; empty when it may."""
 
 
 class Score(Strict):
-    """What one stage measured, and with what: values of different fingerprints do not compare."""
+    """What one stage measured."""
 
     backend: str
     version: str
+    """The backend's version."""
     fingerprint: str
+    """Values with different fingerprints cannot be compared."""
     values: dict[str, Scalar]
+    """By column."""
 
 
 class RuleResult(Strict):
-    """A rule of the recipe put to one score. passed: None when there was nothing to judge."""
+    """A rule of the recipe, applied to one score."""
 
     score: str
+    """As "stage.column"."""
     value: Scalar
     min: Number | None = None
+    """The least value that passes."""
     max: Number | None = None
+    """The largest value that passes."""
     one_of: list[Scalar] | None = None
+    """The values that pass."""
     passed: bool | None
+    """None when there was no value to judge."""
 
 
 class RecipeName(Strict):
-    """The recipe, and the hash over everything in it that changes a result."""
+    """A recipe's name and hash."""
 
     name: str
     hash: str
+    """Over everything in the recipe that can change a result."""
 
 
 class Lineage(Strict):
-    """The `json` member of a sample. `metadata` has the fields of the source manifest's row, caption included.
-
-    unaligned: names of those arrays whose first axis is not the clip's frames.
-    """
+    """The `json` member of a sample."""
 
     clip_id: str
+    """Also the key of the sample."""
     source: SourceRange
     clip: ClipFacts
     audio: AudioUse
     metadata: dict[str, str]
+    """The fields of the source manifest's row, caption included."""
     scores: dict[str, Score]
+    """By stage."""
     rules: dict[str, RuleResult]
+    """By the rule's name."""
     tier: str
+    """The tier whose shard holds the sample."""
     recipe: RecipeName
     unaligned: list[str] = Field(default=[])
+    """Names of the arrays whose first axis is not the clip's frames."""
 
     def encode(self) -> bytes:
-        """Compact JSON, keys sorted, ASCII: the same bytes for the same lineage."""
+        """Compact ASCII JSON with sorted keys. The same lineage gives the same bytes."""
         return json.dumps(self.model_dump(), sort_keys=True, separators=(",", ":"), allow_nan=False).encode("ascii")
 
 
 def plain(value: Any) -> Any:
-    """`value` as JSON can say it: NumPy's and pandas' scalars as Python's, what is not a finite number as None."""
+    """Convert a value to what JSON can hold, throughout dictionaries, lists and tuples.
+
+    NumPy's and pandas' scalars become Python's. NaN, infinity and NA become None.
+    """
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

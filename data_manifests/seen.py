@@ -1,4 +1,4 @@
-"""Which texts have been met before, for more of them than memory should hold."""
+"""Remembers which texts have been met before, also for more texts than memory should hold."""
 
 import hashlib
 import sqlite3
@@ -6,14 +6,14 @@ from types import TracebackType
 
 
 class FirstSeen:
-    """Where each text was first met; memory stays flat, whatever their number.
+    """Where each text was first met. Memory stays flat, whatever the number of texts.
 
-    Kept in a private SQLite file that the operating system removes (an empty name asks SQLite for one), by 128-bit
-    digests: two different texts among 10^9 are taken for one with a probability below 10^-20.
+    They are kept in a private SQLite file that the operating system removes (an empty name asks SQLite for one), by
+    128-bit digests. Among 10^9 texts, two different ones have the same digest with a probability below 10^-20.
     """
 
     def __init__(self) -> None:
-        # a generator that owns one may be closed by another thread than the one that started it
+        # a generator that owns this object may be closed by another thread than the one that started it
         self._db = sqlite3.connect("", isolation_level=None, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=OFF")
         self._db.execute("PRAGMA cache_size=-16000")  # 16 MB
@@ -29,7 +29,7 @@ class FirstSeen:
         self._db.close()
 
     def before(self, text: str, place: str) -> str | None:
-        """Where `text` was first met; None for the first time, which is kept as `place`."""
+        """Where `text` was first met. None when it is new; then it is remembered as met at `place`."""
         digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         if self._db.execute("INSERT OR IGNORE INTO seen VALUES (?, ?)", (digest, place)).rowcount:
             return None

@@ -1,4 +1,4 @@
-"""Files at any fsspec address, written whole or not at all."""
+"""Files at any fsspec address. A write appears complete or not at all."""
 
 import contextlib
 import errno
@@ -15,9 +15,13 @@ import fsspec
 _BESIDE = re.compile(r"\.[0-9a-f]{16}\.tmp")
 
 
+class StoreError(OSError):
+    """The run's storage cannot be read or written. The work done so far is kept, and a rerun goes on from it."""
+
+
 @contextlib.contextmanager
 def answering(address: str) -> Iterator[None]:
-    """Let every way in which a store does not answer be an OSError: the libraries behind fsspec have their own."""
+    """Turn any error inside the context into an OSError. Each library behind fsspec raises its own kinds of errors."""
     try:
         yield
     except OSError:
@@ -26,13 +30,31 @@ def answering(address: str) -> Iterator[None]:
         raise OSError(errno.EIO, f"{address} does not answer: {error}") from error
 
 
+@contextlib.contextmanager
+def store_access(what: str) -> Iterator[None]:
+    """Turn an OSError inside the context into a StoreError that says `what` could not be done."""
+    try:
+        yield
+    except (StoreError, FileNotFoundError):
+        raise  # a missing file concerns one unit of work, not the whole store
+    except OSError as error:
+        raise StoreError(error.errno, f"cannot {what}: {error}") from error
+
+
+def describe(error: BaseException) -> str:
+    """One line for a ledger row: the kind of error and its message, without the traceback."""
+    message = " ".join(str(error).split())
+    kind = type(error).__name__
+    return (f"{kind}: {message}" if message else kind)[:500]
+
+
 class Storage:
-    """A folder at a local path or any fsspec address (`s3://bucket/prefix`), holding files by relative name.
+    """A folder at a local path or any fsspec address (`s3://bucket/prefix`), with files by relative name.
 
-    Every write appears under its name complete or not at all: locally by writing beside the place and renaming,
-    on an object store because an upload is not visible before it ends.
+    Every write appears under its name complete or not at all. A local file is written under another name and then
+    renamed; an upload to an object store is not visible before it ends.
 
-    Instances pickle to their address, so that worker processes open their own connections.
+    An instance pickles to its address, so that each worker process opens its own connections.
     """
 
     def __init__(self, address: str) -> None:
@@ -60,12 +82,12 @@ class Storage:
             return int(self.fs.size(self.path(name)))
 
     def files(self, folder: str = "") -> list[str]:
-        """Names of the files directly in `folder`, sorted; empty when there is no such folder."""
+        """Names of the files directly in `folder`, sorted. Empty when there is no such folder."""
         names = (name for name, kind in self._entries(folder) if kind == "file")
         return sorted(f"{folder}/{n}" if folder else n for n in names if not _BESIDE.fullmatch(n))
 
     def folders(self, folder: str = "") -> list[str]:
-        """Names, without `folder` before them, of the folders directly in `folder`, sorted."""
+        """Names of the folders directly in `folder`, sorted, without `folder` before them."""
         return sorted(name for name, kind in self._entries(folder) if kind == "directory")
 
     def _entries(self, folder: str) -> list[tuple[str, str]]:
@@ -86,15 +108,15 @@ class Storage:
         self.write(name, lambda path: path.write_bytes(data))
 
     def write(self, name: str, produce: Callable[[Path], object]) -> None:
-        """Call `produce` with a local path to write to, then let the result appear as `name`.
+        """Call `produce` with a local path to write to, then make the result appear as `name`.
 
-        When `produce` raises, or the disk is full, nothing appears and nothing is left behind.
+        When `produce` raises or the disk is full, nothing appears and nothing is left behind.
         """
         target = self.path(name)
         if self.is_local:
             folder = Path(target).parent
             folder.mkdir(parents=True, exist_ok=True)
-            # a suffix of its own, so that a name of the longest allowed length still fits and a sweep finds it
+            # a short name that `sweep` recognises; with the target's name in it, it could be too long
             beside = folder / f".{secrets.token_hex(8)}.tmp"
             try:
                 produce(beside)
@@ -110,7 +132,7 @@ class Storage:
 
     @contextlib.contextmanager
     def local(self, name: str) -> Iterator[Path]:
-        """A local path with the contents of `name`: the file itself, or a copy that lasts as long as the context."""
+        """A local path with the contents of `name`: the file itself, or a copy that exists inside the context."""
         source = self.path(name)
         if self.is_local:
             yield Path(source)
@@ -126,7 +148,7 @@ class Storage:
             self.fs.mv(self.path(name), self.path(to))
 
     def remove(self, name: str) -> None:
-        """Remove a file, or a folder with all in it; nothing where there is none."""
+        """Remove a file, or a folder with all that is in it. It need not exist."""
         path = self.path(name)
         with answering(self.address):
             self.fs.invalidate_cache(path)
@@ -134,8 +156,10 @@ class Storage:
                 self.fs.rm(path, recursive=True)
 
     def sweep(self, folders: Iterable[str]) -> None:
-        """Remove what a killed run left half-written, at the top and anywhere in `folders`. Only for a run that has
-        the storage to itself."""
+        """Remove the half-written files of a killed run, at the top and anywhere below `folders`.
+
+        Only a run that has the storage to itself may call this.
+        """
         if self.is_local:
             root = Path(self.root)
             for left in [*root.glob(".*.tmp"), *(p for folder in folders for p in (root / folder).rglob(".*.tmp"))]:
@@ -144,8 +168,10 @@ class Storage:
 
 
 def locate(uri: str) -> tuple[Any, str]:
-    """The file system of a plain path or a fsspec address, and the path there. A plain path is one whatever it holds:
-    `::` and `~`, which fsspec gives a meaning, are letters of a file's name like others."""
+    """The file system of a plain path or an fsspec address, and the path in it.
+
+    In a plain path `::` and `~`, which have a meaning for fsspec, are ordinary characters.
+    """
     if "://" not in uri:
         return fsspec.filesystem("file"), os.path.abspath(uri)  # noqa: PTH100
     fs, path = fsspec.core.url_to_fs(uri)
@@ -154,13 +180,13 @@ def locate(uri: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def local_copy(uri: str) -> Iterator[Path]:
-    """A local path with the bytes of `uri` (a plain path or any fsspec address), copied only when it is remote."""
+    """A local path with the bytes of `uri`, a plain path or any fsspec address. Only a remote file is copied."""
     fs, path = locate(uri)
     if "file" in (fs.protocol if isinstance(fs.protocol, tuple) else (fs.protocol,)):
         yield Path(path)
         return
     with tempfile.TemporaryDirectory(prefix="understudy-") as folder:
-        # the suffix helps demuxers that go by it; the rest of a remote name is not trusted
+        # some demuxers need the suffix; the rest of a remote name is not trusted
         copy = Path(folder) / f"source{PurePosixPath(path).suffix[:8]}"
         with answering(uri):
             fs.get_file(path, str(copy))

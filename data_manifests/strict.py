@@ -1,36 +1,44 @@
-"""Typed sections of a recipe: unknown keys refused, with the nearest match and where they stand."""
+"""Typed sections of a recipe. An unknown key is refused, with its place and the nearest known key."""
 
 import difflib
 import types
 import typing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 
 class RecipeError(ValueError):
-    """A recipe that cannot be used; the message names the file, the key and what to do."""
+    """A recipe that cannot be used. The message names the file and the key, and says what to do."""
 
 
 class Strict(BaseModel):
-    """A pydantic model that refuses unknown keys and never changes after validation."""
+    """A pydantic model that refuses unknown keys and cannot be changed after validation."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    renamed: ClassVar[Mapping[str, str]] = {}
+    """Keys that this section used to have, each with the key that replaces it. An old key is still refused, but the
+    message names its replacement."""
 
 
 Section = TypeVar("Section", bound=BaseModel)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Parse a YAML mapping. Raises RecipeError naming the file, and the line where the syntax breaks."""
+    """Parse a YAML file that holds a mapping.
+
+    Raises RecipeError with the file's name, and the line of a syntax error.
+    """
     try:
         # a subclass of PyYAML's SafeLoader
-        content = yaml.load(path.read_text(encoding="utf-8"), _OnceLoader)  # noqa: S506
+        content = yaml.load(path.read_text(encoding="utf-8"), _UniqueKeyLoader)  # noqa: S506
     except FileNotFoundError:
         raise RecipeError(f"{path}: no such recipe") from None
-    # a date that no calendar has is a ValueError, brackets without end a RecursionError
+    # an impossible date is a ValueError, brackets nested too deep are a RecursionError
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise RecipeError(f"{path}: cannot be read as YAML: {error}") from None
     if not isinstance(content, dict):
@@ -38,8 +46,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
-class _OnceLoader(yaml.SafeLoader):
-    """Refuses a key that stands twice in one mapping, of which YAML would silently take the last."""
+class _UniqueKeyLoader(yaml.SafeLoader):
+    """Refuses a key that stands twice in one mapping. Plain YAML would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -54,7 +62,12 @@ class _OnceLoader(yaml.SafeLoader):
 
 
 def validate(model: type[Section], content: object, where: str) -> Section:
-    """Validate `content` as `model`. Raises RecipeError with one line a fault, each naming `where` and the key."""
+    """Validate `content` as `model`.
+
+    where: the place of `content`, which begins every line of the error message.
+
+    Raises RecipeError with one line a fault; each line names `where` and the key.
+    """
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -67,40 +80,47 @@ def _describe(model: type[BaseModel], fault: Any) -> str:
     if fault["type"] != "extra_forbidden":
         message = str(fault["msg"]).removeprefix("Value error, ")
         return f"{key}: {message}" if key else message
-    known = _fields_at(model, fault["loc"][:-1])
-    return f"{key}: {unknown_key(str(fault['loc'][-1]), known)}"
+    section = _model_at(model, fault["loc"][:-1])
+    name = str(fault["loc"][-1])
+    if section is not None and issubclass(section, Strict) and name in section.renamed:
+        return f"{key}: unknown key {name!r}; it is now called {section.renamed[name]!r}"
+    return f"{key}: {unknown_key(name, list(section.model_fields) if section is not None else [])}"
 
 
 def unknown_key(key: str, known: list[str]) -> str:
-    """The message for a key that is not one of `known`: the nearest match, or all of them."""
+    """The message for a `key` that is not in `known`. It offers the nearest known key, or all of them."""
     return f"unknown key {key!r}{nearest(key, known)}"
 
 
 def nearest(word: str, known: list[str]) -> str:
-    """The end of a message about a `word` that is not one of `known`: the nearest match, or all of them."""
+    """The end of a message about a `word` that is not in `known`. It offers the nearest known word, or all of them."""
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
     if near:
         return f"; did you mean {near[0]!r}?"
     return f"; known here: {', '.join(sorted(known)) or 'nothing'}"
 
 
-def _fields_at(model: type[BaseModel], location: tuple[int | str, ...]) -> list[str]:
-    """Field names of the model nested at `location`, as far as the annotations lead."""
+def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel] | None:
+    """The model nested at `location`. None where the annotations do not lead to one."""
     here: Any = model
     for part in location:
-        while not (isinstance(here, type) and issubclass(here, BaseModel)):
+        while not _is_model(here):
             arguments = [a for a in typing.get_args(here) if a is not type(None)]
             if not arguments:
-                return []
-            is_mapping = typing.get_origin(here) in (dict, list, tuple)
-            here = arguments[-1] if is_mapping else arguments[0]
-            if is_mapping:
+                return None
+            is_container = typing.get_origin(here) in (dict, list, tuple)
+            here = arguments[-1] if is_container else arguments[0]
+            if is_container:
                 break
         else:
             here = here.model_fields[str(part)].annotation if str(part) in here.model_fields else None
-    while here is not None and not (isinstance(here, type) and issubclass(here, BaseModel)):
+    while here is not None and not _is_model(here):
         arguments = [a for a in typing.get_args(here) if a is not type(None)]
         if not arguments or typing.get_origin(here) not in (dict, list, tuple, types.UnionType, typing.Union):
-            return []
+            return None
         here = arguments[-1] if typing.get_origin(here) is dict else arguments[0]
-    return list(here.model_fields) if here is not None else []
+    return typing.cast("type[BaseModel] | None", here)
+
+
+def _is_model(annotation: object) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, BaseModel)

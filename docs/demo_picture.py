@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 from PIL import Image, ImageDraw, ImageFont
 
-from tasks.clip_frames import Decoded, ToRgb
-from tasks.policy import NEAR_DUPLICATE
+from tasks.media.frames import FrameCache, RgbConverter
+from tasks.policy.decide import NEAR_DUPLICATE
 
 TILE, TEXT, COLUMNS = (176, 99), 40, 7
 COLOURS = {"keep": "#2e7d32", "drop": "#c62828"}
@@ -16,8 +16,8 @@ COLOURS = {"keep": "#2e7d32", "drop": "#c62828"}
 def tile(out: Path, row: dict[str, str]) -> Image.Image:
     """A clip's middle key frame over its verdict."""
     path = out / "clips" / row["clip_id"][:2] / f"{row['clip_id']}.mp4"
-    frames = list(Decoded(path).keyframes())
-    picture = Image.fromarray(ToRgb(None)(frames[len(frames) // 2]))
+    frames = list(FrameCache(path).keyframes())
+    picture = Image.fromarray(RgbConverter(None)(frames[len(frames) // 2]))
     picture.thumbnail(TILE)
     tile = Image.new("RGB", (TILE[0], TILE[1] + TEXT), "white")
     tile.paste(picture, ((TILE[0] - picture.width) // 2, (TILE[1] - picture.height) // 2))

@@ -1,16 +1,20 @@
-"""Curves of a training as pictures."""
+"""The loss curve of a training as an SVG."""
 
 import math
 from collections.abc import Sequence
 from html import escape
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM = 800, 320, 70, 36, 34  # pixels, and of those around the curve
-_POINTS = 400  # at most; more are averaged
+_WIDTH, _HEIGHT = 800, 320  # pixels
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 36, 34  # margins around the curve, pixels
+_MAX_POINTS = 400  # of the curve; neighbouring steps are averaged when there are more
 
 
 def loss_curve(points: Sequence[tuple[float, float]], title: str) -> str:
-    """An SVG of (step, loss), losses on a logarithmic scale where all are above zero."""
-    size = -(-len(points) // _POINTS)
+    """Draw a loss curve as an SVG. The losses have a logarithmic scale if all of them are above zero.
+
+    points: (step, loss), at least one, in the order of the steps.
+    """
+    size = -(-len(points) // _MAX_POINTS)
     groups = [points[at : at + size] for at in range(0, len(points), size)]
     steps = [sum(step for step, _ in group) / len(group) for group in groups]
     losses = [sum(loss for _, loss in group) / len(group) for group in groups]
@@ -20,13 +24,13 @@ def loss_curve(points: Sequence[tuple[float, float]], title: str) -> str:
     first, last = steps[0], steps[-1]
 
     def x(step: float) -> float:
-        return _LEFT + (step - first) / ((last - first) or 1) * (_WIDTH - _LEFT - 20)
+        return _LEFT + (step - first) / ((last - first) or 1) * (_WIDTH - _LEFT - _RIGHT)
 
     def y(value: float) -> float:
         return _TOP + (high - value) / ((high - low) or 1) * (_HEIGHT - _TOP - _BOTTOM)
 
     line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(steps, values, strict=True))
-    marks = [
+    labels = [
         _text(8, y(high) + 4, f"{max(losses):.4g}"),
         _text(8, y(low) + 4, f"{min(losses):.4g}"),
         _text(x(first), _HEIGHT - 10, f"{first:.0f}"),
@@ -36,7 +40,7 @@ def loss_curve(points: Sequence[tuple[float, float]], title: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" font-family="sans-serif" '
         f'font-size="13"><rect width="100%" height="100%" fill="white"/>'
-        f'<polyline points="{line}" fill="none" stroke="#2266bb" stroke-width="1.5"/>{"".join(marks)}</svg>\n'
+        f'<polyline points="{line}" fill="none" stroke="#2266bb" stroke-width="1.5"/>{"".join(labels)}</svg>\n'
     )
 
 

@@ -1,13 +1,14 @@
-"""Progress of a long step, in the terminal and in the Prefect UI."""
+"""Progress of a long step: bars in a terminal, plain lines in a log file, an artifact in the Prefect UI."""
 
 import contextlib
 import contextvars
 import logging
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import (
@@ -22,64 +23,63 @@ from rich.progress import (
 
 log = logging.getLogger(__name__)
 
+LINE_EVERY_S = 30.0  # the longest silence where there is no terminal
 _ARTIFACT_EVERY_S = 10.0  # a server takes some twenty requests a second from all its runs together
 
-_terminal: contextvars.ContextVar["Progress | None"] = contextvars.ContextVar("terminal", default=None)
+
+class Display(Protocol):
+    """Where the steps of a command are shown."""
+
+    console: Console
+
+    def begin(self, name: str, total: int | None, start: int) -> int:
+        """A step begins. total: its units, None where they are not known yet. start: units that were done before.
+        Returns the number by which the step is called from now on."""
+
+    def update(self, step: int, done: int, total: int, errors: int, by_step: Mapping[str, int]) -> None:
+        """A step has come so far. by_step: units of each of the steps that are fused in it."""
+
+
+_display: contextvars.ContextVar["Display | None"] = contextvars.ContextVar("display", default=None)
 
 
 @contextlib.contextmanager
-def in_terminal(console: Console) -> Iterator[None]:
-    """Show the steps that run inside the context as bars on `console`."""
-    bars = Progress(
-        TextColumn("{task.description:<12}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=console,
-    )
-    token = _terminal.set(bars)
-    try:
-        with bars:
+def shown_on(console: Console) -> Iterator[None]:
+    """Show the steps that run inside the context: as bars on a terminal, as plain lines elsewhere."""
+    with _Bars(console) if console.is_terminal else _Lines(console) as display:
+        token = _display.set(display)
+        try:
             yield
-    finally:
-        _terminal.reset(token)
+        finally:
+            _display.reset(token)
 
 
 def say(line: str) -> None:
-    """A line above the bars; where there is no terminal, nobody to say it to."""
-    if (bars := _terminal.get()) is not None:
-        bars.console.print(line, markup=False, highlight=False, soft_wrap=True)
+    """Print a line above the bars, or between the lines of progress."""
+    if (display := _display.get()) is not None:
+        display.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 class StepProgress:
-    """The progress of one piece of work: call it with the units done, the units in all and the errors so far.
+    """The progress of one piece of work. Call it with the units done, all units, and the errors so far.
 
-    by_step: where it goes through several steps, how many units each of them has done. Each has a bar of its own in the
-    terminal, below the first, and its number in the UI.
+    by_step: of fused work, how many units each of its steps has done. In a terminal each has a bar of its own.
     """
 
-    def __init__(self, name: str, total: int | None = None) -> None:
+    def __init__(self, name: str, total: int | None = None, start: int = 0) -> None:
+        """start: units that were done before, such as training steps up to a checkpoint. The rate leaves them out."""
         self._name = name
-        self._bars = _terminal.get()
-        self._bar = self._bars.add_task(name, total=total, note="") if self._bars else None
-        self._bar_of: dict[str, TaskID] = {}
+        self._display = _display.get()
+        self._step = self._display.begin(name, total, start) if self._display else 0
         self._artifact: Any = None
         self._shown_at = time.monotonic()
 
     def __call__(self, done: int, total: int, errors: int, by_step: Mapping[str, int] = MappingProxyType({})) -> None:
+        if self._display is not None:
+            self._display.update(self._step, done, total, errors, by_step)
         ended = done == total
-        if self._bars is not None and self._bar is not None:
-            self._bars.update(self._bar, completed=done, total=total, note=_errors(errors))
-            for step, count in by_step.items():
-                if not count:
-                    continue
-                if step not in self._bar_of:
-                    self._bar_of[step] = self._bars.add_task(f"  {step}", total=total, note="")
-                self._bars.update(self._bar_of[step], completed=count, total=count if ended else total)
         if not _in_flow_run() or (self._artifact is None and ended):
-            return  # nowhere to look, or over before anybody could have looked
+            return  # there is no UI, or the work is over before it could be shown there
         if ended or time.monotonic() - self._shown_at >= _ARTIFACT_EVERY_S:
             self._shown_at = time.monotonic()
             try:
@@ -97,6 +97,119 @@ class StepProgress:
             )
         else:
             update_progress_artifact(artifact_id=self._artifact, progress=percent, description=description)
+
+
+class _Bars:
+    """A bar a step."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._progress = Progress(
+            TextColumn("{task.description:<12}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=console,
+        )
+        self._parts: dict[tuple[int, str], TaskID] = {}
+
+    def __enter__(self) -> "_Bars":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def begin(self, name: str, total: int | None, start: int) -> int:
+        return int(self._progress.add_task(name, total=total, completed=start, note=""))
+
+    def update(self, step: int, done: int, total: int, errors: int, by_step: Mapping[str, int]) -> None:
+        self._progress.update(TaskID(step), completed=done, total=total, note=_errors(errors))
+        for name, count in by_step.items():
+            if not count:
+                continue
+            if (step, name) not in self._parts:
+                self._parts[step, name] = self._progress.add_task(f"  {name}", total=total, note="")
+            self._progress.update(self._parts[step, name], completed=count, total=count if done == total else total)
+
+
+class _Lines:
+    """One line when a step ends, and one at least every LINE_EVERY_S, also while nothing is done."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self._lock = threading.Lock()
+        self._ended = threading.Event()
+        self._steps: list[_StepLine] = []
+        self._printed_at = time.monotonic()
+        self._ticker = threading.Thread(target=self._tick, name="progress", daemon=True)
+
+    def __enter__(self) -> "_Lines":
+        self._ticker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._ticker.join()
+
+    def begin(self, name: str, total: int | None, start: int) -> int:
+        with self._lock:
+            self._steps.append(_StepLine(name, total, start))
+            return len(self._steps) - 1
+
+    def update(self, step: int, done: int, total: int, errors: int, by_step: Mapping[str, int]) -> None:
+        with self._lock:
+            line = self._steps[step]
+            line.done, line.total, line.errors, line.by_step = done, total, errors, dict(by_step)
+            if done == total and not line.ended:
+                line.ended = True
+                self._print(line.text())
+
+    def _tick(self) -> None:
+        while not self._ended.wait(min(1.0, LINE_EVERY_S / 10)):
+            with self._lock:
+                if time.monotonic() - self._printed_at >= LINE_EVERY_S:
+                    running = [line for line in self._steps if not line.ended][-1:]
+                    last = self._steps[-1].name if self._steps else "the start"
+                    self._print(running[0].text() if running else f"at work after {last}")
+
+    def _print(self, text: str) -> None:
+        self._printed_at = time.monotonic()
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class _StepLine:
+    """What a line says of a step."""
+
+    def __init__(self, name: str, total: int | None, start: int) -> None:
+        self.name, self.total, self.done, self._start = name, total, start, start
+        self.errors, self.by_step, self.ended = 0, dict[str, int](), False
+        self._began = time.monotonic()
+
+    def text(self) -> str:
+        """Such as "measure: 12 of 21, 1 error, 0.4/s, 23 s left (people 12, motion 10)"."""
+        seconds = time.monotonic() - self._began
+        made = self.done - self._start
+        rate = made / seconds if seconds > 0 else 0.0
+        parts = [f"{self.done} of {'?' if self.total is None else self.total}", _errors(self.errors)]
+        if made:
+            parts.append(f"{rate:.3g}/s")
+        if self.ended:
+            parts.append(f"took {_duration(seconds)}")
+        elif made and self.total is not None:
+            parts.append(f"{_duration((self.total - self.done) / rate)} left")
+        counts = ", ".join(f"{name} {count}" for name, count in self.by_step.items() if count)
+        return f"{self.name}: {', '.join(filter(None, parts))}" + (f" ({counts})" if counts else "")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _in_flow_run() -> bool:

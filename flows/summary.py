@@ -1,4 +1,4 @@
-"""What came of a curation: the funnel in the terminal and in the Prefect UI."""
+"""The summary of a curation: funnel, errors and work done, in the terminal and in the Prefect UI."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -6,62 +6,75 @@ from pydantic import BaseModel
 
 if TYPE_CHECKING:
     from data_manifests.dataset import DatasetManifest
-    from tasks.outcome import Outcome
-    from tasks.work import StepResult
+    from tasks.execution.work import Totals
+    from tasks.review.run_folder import RunFolder
 
-_SHOWN_PROBLEMS = 20
+_MAX_PROBLEMS = 20  # shown; the others are only counted
 
 
 class FunnelRow(BaseModel):
-    """One line of the funnel. count: sources or clips. hours: their length, where it is known."""
+    """One line of the funnel."""
 
     what: str
+    """What is counted, in words."""
     count: int
+    """Number of manifest rows, sources or clips."""
     hours: float | None
+    """Their duration together; None where it is not known."""
 
 
 class Problem(BaseModel):
-    """A manifest row, source or clip that ended in an error; never counted as dropped."""
+    """A manifest row, source or clip that ended in an error. Errors are never counted as dropped."""
 
     where: str
+    """A place in the manifest, an address or a clip_id."""
     reason: str
 
 
 class Summary(BaseModel):
-    """The result of the `curate` flow. errors: manifest rows, sources and clips that ended in one."""
+    """The result of the `curate` flow."""
 
     out: str
+    """Address of the output folder."""
     funnel: list[FunnelRow]
     problems: list[Problem]
+    """The first 20 errors."""
     errors: int
-    written: int  # shards, in this run
-    changes: list[str]  # what had to be made anew, and because of which setting
-    new: dict[str, int]  # units done in this run, by step
-    seconds: dict[str, float]  # by step
+    """Number of manifest rows, sources and clips that ended in an error."""
+    written: int
+    """Number of shards that this run has written."""
+    changes: list[str]
+    """Lines that say which steps were done anew, and because of which setting or version."""
+    new: dict[str, int]
+    """Units done in this run, by step."""
+    seconds: dict[str, float]
+    """Wall time of this run, by step."""
     shards: int
+    """Number of shards in the dataset."""
     samples: int
-    report: str = ""  # the report's address; "" when it could not be written
+    """Number of samples in the dataset."""
+    report: str = ""
+    """Address of the report; "" when it could not be written."""
 
 
 def summarise(
-    outcome: "Outcome",
-    results: "dict[str, StepResult]",
-    manifest: "DatasetManifest",
-    changes: list[str],
-    written: int,
-    report: str = "",
+    run: "RunFolder", done: "Totals", manifest: "DatasetManifest", changes: list[str], written: int, report: str = ""
 ) -> Summary:
-    """Gather what a run found and did."""
-    problems = [Problem(where=where, reason=reason) for where, reason in outcome.problems()]
+    """Make the summary of a run.
+
+    done: what this run has done, by step. changes: as `Curation.changes` returns them. written: number of shards that
+    this run has written. report: address of the report, "" when there is none.
+    """
+    problems = [Problem(where=where, reason=reason) for where, reason in run.problems()]
     return Summary(
-        out=outcome.curation.storage.address,
-        funnel=[FunnelRow(what=what, count=count, hours=hours) for what, count, hours in outcome.funnel()],
-        problems=problems[:_SHOWN_PROBLEMS],
+        out=run.address,
+        funnel=[FunnelRow(what=what, count=count, hours=hours) for what, count, hours in run.funnel()],
+        problems=problems[:_MAX_PROBLEMS],
         errors=len(problems),
         written=written,
         changes=changes,
-        new={name: result.done for name, result in results.items()},
-        seconds={name: round(result.seconds, 1) for name, result in results.items()},
+        new={name: totals.done for name, totals in done.items()},
+        seconds={name: round(totals.seconds, 1) for name, totals in done.items()},
         shards=len(manifest.shards),
         samples=sum(shard.samples for shard in manifest.shards),
         report=report,
@@ -69,12 +82,12 @@ def summarise(
 
 
 def funnel_rows(summary: Summary) -> list[dict[str, Any]]:
-    """The funnel as a Prefect table artifact takes it."""
+    """The funnel as rows of a Prefect table artifact."""
     return [{"what": row.what, "count": row.count, "hours": hours_text(row.hours)} for row in summary.funnel]
 
 
-def to_markdown(summary: Summary) -> str:
-    """The summary as a Prefect artifact shows it."""
+def summary_markdown(summary: Summary) -> str:
+    """The summary as Markdown, for a Prefect artifact."""
     lines = [
         f"**{summary.samples} samples in {summary.shards} shards** in `{summary.out}`",
         "",
@@ -90,7 +103,7 @@ def to_markdown(summary: Summary) -> str:
         *(f"| {name} | {count} | {summary.seconds[name]} |" for name, count in summary.new.items()),
     ]
     if summary.problems:
-        lines += ["", f"**{summary.errors} errors**, never counted as dropped:", ""]
+        lines += ["", f"**{summary.errors} errors**, which are not counted as dropped:", ""]
         lines += [f"- {_cell(p.where)}: {_cell(p.reason)}" for p in summary.problems]
         more = summary.errors - len(summary.problems)
         if more:
@@ -99,12 +112,12 @@ def to_markdown(summary: Summary) -> str:
 
 
 def print_funnel(rows: list[FunnelRow]) -> None:
-    """The funnel in the terminal."""
+    """Print the funnel as a table."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title="what came of it", title_justify="left")
+    table = Table(title="funnel", title_justify="left")
     table.add_column("")
     table.add_column("count", justify="right")
     table.add_column("hours", justify="right")
@@ -114,7 +127,7 @@ def print_funnel(rows: list[FunnelRow]) -> None:
 
 
 def print_summary(summary: Summary) -> None:
-    """The closing funnel in the terminal."""
+    """Print the summary: the funnel, the errors, the work done, and where the dataset lies."""
     from rich.console import Console
 
     console = Console()
@@ -126,24 +139,24 @@ def print_summary(summary: Summary) -> None:
     new = summary.new | ({"shards": summary.written} if summary.written else {})
     units = {"scenes": "shots of {} sources", "clips": "clips of {} sources"}
     done = ", ".join(units.get(name, f"{{}} {name}").format(count) for name, count in new.items())
-    done = done or "nothing: no row was missing"
+    done = done or "nothing, since no row was missing"
     console.print(f"done in this run: {done}", highlight=False, soft_wrap=True)
     console.print(
         f"{summary.samples} samples in {summary.shards} shards: {summary.out}/dataset.json",
         highlight=False,
         soft_wrap=True,
     )
-    report = f"report: {summary.report}" if summary.report else "no report could be written (-v shows why)"
+    report = f"report: {summary.report}" if summary.report else "the report could not be written (-v shows why)"
     console.print(report, markup=False, highlight=False, soft_wrap=True)
 
 
 def hours_text(hours: float | None) -> str:
-    """Hours to the thousandth; "" where they are not known."""
+    """Hours with three decimals; "" for None."""
     return "" if hours is None else f"{hours:.3f}"
 
 
 def _cell(text: str) -> str:
-    """File names hold anything; a table or a list in Markdown does not."""
+    """A text as one line of Markdown. Characters with a meaning there are escaped: names of files may hold them."""
     for mark in "\\`*_|<>[]":
         text = text.replace(mark, f"\\{mark}")
     return " ".join(text.split())

@@ -1,8 +1,9 @@
-"""A recipe's `curation` section: how footage is cut, what is measured, what is kept and how it is packed."""
+"""The `curation` section of a recipe: how footage is cut, what is measured, what is kept and how it is packed."""
 
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,100 +11,114 @@ from pydantic import Field, SerializeAsAny, model_validator
 
 import data_manifests
 from data_manifests.strict import RecipeError, Strict, nearest, read_yaml, unknown_key, validate
-from tasks.clips import ClipSettings
-from tasks.rules import Policy, Rule
-from tasks.scenes import ScenesSettings
+from tasks.cutting.clip_plan import ClipSettings
+from tasks.cutting.shots import ScenesSettings
+from tasks.policy.rules import Policy, Rule
 from tasks.shards import ShardSettings
-from tasks.stage import StageSettings
-from tasks.stages import STAGES, settings_type
+from tasks.stages.base import StageSettings
+from tasks.stages.registry import STAGES, settings_type
 
-# Seconds for one unit of the steps whose unit is not a clip: a source may be hours long, a shard a gigabyte.
+# Default time limits in seconds, for steps whose unit is not a clip. A source may last hours, a shard be a gigabyte.
 _TIME_LIMITS_S = {"sources": 3600.0, "scenes": 4 * 3600.0, "clips": 8 * 3600.0, "shards": 3600.0}
 _SECTIONS = ["name", "description", "curation", "training"]
 
 
 class RunSettings(Strict):
-    """How the work is done; nothing here changes a result.
-
-    workers: worker processes; all cores when None. time_limit_s: seconds that a stage may take over one clip, before
-    the clip is given up as an error. time_limits: others, by step: a stage, or sources, scenes, clips (for one source;
-    scenes and clips together take the sum of theirs) and shards (for one shard). keep_frames_mb: memory of a worker for
-    the decoded frames of one clip, which all stages then share, or of the shot that is being cut: 300 and 400 for clips
-    of 20 s at 480p, 520 and 650 for 15 s at 720p. A clip that takes more is decoded by each stage anew, a source twice.
-    """
+    """How the work is done. Nothing here changes a result."""
 
     workers: int | None = Field(default=None, ge=1)
+    """Worker processes; one for each core when None."""
     time_limit_s: float = Field(default=300.0, gt=0)
+    """Seconds that a stage may take for one clip. A clip that takes longer becomes an error."""
     time_limits: dict[str, float] = Field(default={})
+    """Other time limits in seconds, by step. A step is a stage, or `sources`, `scenes` or `clips` (for one source), or
+    `shards` (for one shard). `scenes` and `clips` done together may take the sum of theirs."""
     keep_frames_mb: int = Field(default=1000, ge=0)
+    """Memory of one worker for decoded frames, in megabytes. It holds the frames of one clip, which all stages share,
+    or those of the shot that is being cut. Clips of 20 s at 480p take 300 and 400, those of 15 s at 720p 520 and 650.
+    With less memory, each stage decodes such a clip anew, and such a source is decoded twice."""
 
     def time_limit(self, step: str) -> float:
-        """Seconds that one unit of a step may take."""
+        """Seconds that one unit of a step may take: a source, a clip or a shard."""
         return self.time_limits.get(step, _TIME_LIMITS_S.get(step, self.time_limit_s))
 
 
 class Recipe(Strict):
-    """What a curation does. measure: the stages in the order they run, cheap ones first, each with its settings."""
+    """What a curation does."""
 
     name: str
     scenes: ScenesSettings = ScenesSettings.model_validate({})
+    """How shots are told apart."""
     clips: ClipSettings
+    """How clips are cut and encoded."""
     measure: dict[str, SerializeAsAny[StageSettings]]
+    """The stages in the order in which they run, cheap ones first, each with its settings."""
     policy: Policy = Policy()
+    """Which clips are kept."""
     shards: ShardSettings = ShardSettings()
+    """How samples are packed."""
     run: RunSettings = RunSettings()
+    """How the work is done."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "Recipe":
-        faults = [
-            f"policy.{place}: {fault}"
-            for place, rule in self.policy.all_rules()
-            if (fault := _score_fault(rule.score, self.measure) or _rule_fault(rule, self.measure))
-        ]
+        faults = [*self._rule_faults(), *self._near_duplicate_faults(), *self._order_faults(), *self._limit_faults()]
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _rule_faults(self) -> Iterator[str]:
+        """Faults of the policy's rules and ranks: scores that this recipe does not measure, or that do not fit."""
+        for place, rule in self.policy.all_rules():
+            if fault := _score_fault(rule.score, self.measure) or _rule_fault(rule, self.measure):
+                yield f"policy.{place}: {fault}"
         for tier_name, tier in self.policy.tiers.items():
             for score in tier.rank:
                 fault = _score_fault(score, self.measure)
                 if not fault and STAGES[_stage(score)].columns[_column(score)] is str:
                     fault = f"{score} is text, which has no order to rank by"
                 if fault:
-                    faults.append(f"policy.tiers.{tier_name}.rank: {fault}")
-        copies = self.policy.near_duplicates
-        if copies is not None:
-            if "duplicates" not in self.measure:
-                faults.append("policy.near_duplicates: the recipe does not measure duplicates")
-            elif copies.backend != self.measure["duplicates"].backend:
-                faults.append(
-                    f"policy.near_duplicates: backend: this recipe hashes by {self.measure['duplicates'].backend!r}"
-                )
+                    yield f"policy.tiers.{tier_name}.rank: {fault}"
+
+    def _near_duplicate_faults(self) -> Iterator[str]:
+        rule = self.policy.near_duplicates
+        if rule is None:
+            return
+        if "duplicates" not in self.measure:
+            yield "policy.near_duplicates: the recipe does not measure duplicates"
+        elif rule.backend != self.measure["duplicates"].backend:
+            yield f"policy.near_duplicates: backend: this recipe hashes by {self.measure['duplicates'].backend!r}"
+
+    def _order_faults(self) -> Iterator[str]:
+        """Stages that come before a stage whose results they need."""
         order = list(self.measure)
-        faults += [
-            f"measure.{name}: it starts from what {needed} finds; put {needed} before it"
-            for at, name in enumerate(order)
-            for needed in STAGES[name].needed(self.measure[name])
-            if needed not in order[:at]
-        ]
+        for at, name in enumerate(order):
+            for needed in STAGES[name].needed(self.measure[name]):
+                if needed not in order[:at]:
+                    yield f"measure.{name}: it needs the results of {needed}; put {needed} before it"
+
+    def _limit_faults(self) -> Iterator[str]:
         steps = [*_TIME_LIMITS_S, *self.measure]
         for step, limit in self.run.time_limits.items():
             if step not in steps:
-                faults.append(f"run.time_limits: unknown step {step!r}{nearest(step, steps)}")
+                yield f"run.time_limits: unknown step {step!r}{nearest(step, steps)}"
             elif not limit > 0:
-                faults.append(f"run.time_limits.{step}: {limit:g} s leaves no time at all")
-        if faults:
-            raise ValueError("\n".join(faults))
-        return self
+                yield f"run.time_limits.{step}: {limit:g} s leaves no time at all"
 
     def networks(self) -> tuple[str, ...]:
-        """The published weights that its stages need, by name."""
+        """Names of the published weights that its stages need."""
         needed = (STAGES[name](settings).networks() for name, settings in self.measure.items())
         return tuple(dict.fromkeys(name for names in needed for name in names))
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:
-    """Read the recipe of a YAML file, or one that comes along by its name, such as "active_mind".
+    """Read a recipe.
 
-    Raises RecipeError with a line for each fault, naming the file, the key and the nearest match.
+    name_or_path: the name of a bundled recipe, such as "active_mind", or the path of a YAML file.
+
+    Raises RecipeError with one line a fault, which names the file, the key and the nearest match.
     """
-    path = find_recipe(str(name_or_path))
+    path = recipe_path(str(name_or_path))
     content = read_yaml(path)
     for key in content:
         if key not in _SECTIONS:
@@ -118,26 +133,31 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
         raise RecipeError(f"{path}: name: a recipe's name is text, this is {name!r}")
     if "name" in section:
         raise RecipeError(f"{path}: in curation: name: it belongs at the top of the file, beside `curation`")
-    return recipe_of({**section, "name": name}, f"{path}: in curation")
+    return parse_curation({**section, "name": name}, f"{path}: in curation")
 
 
-def recipe_of(section: dict[str, Any], where: str) -> Recipe:
-    """A recipe from its `curation` section and its name. Raises RecipeError with a line for each fault."""
-    # a section that is only named, with nothing under it, has its defaults
+def parse_curation(section: dict[str, Any], where: str) -> Recipe:
+    """A recipe from its `curation` section, to which the recipe's `name` has been added.
+
+    where: the section's place, which begins every line of the error message.
+
+    Raises RecipeError with one line a fault.
+    """
+    # a section that is only named, with nothing below it, has its defaults
     given = {key: value for key, value in section.items() if value is not None}
     if "measure" in given:
-        given["measure"] = _measure(given["measure"], f"{where}: measure")
+        given["measure"] = _stage_settings(given["measure"], f"{where}: measure")
     return validate(Recipe, given, where)
 
 
 def recipe_hash(recipe: Recipe) -> str:
-    """12 hex digits over everything in the recipe that can change a result, the order of stages and rules included."""
+    """12 hex digits over all that can change a result in a recipe. The order of stages and rules counts."""
     content = recipe.model_dump(mode="json", exclude={"run"})
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:12]
 
 
-def bundled() -> list[str]:
-    """Names of the recipes that come along."""
+def bundled_recipes() -> list[str]:
+    """Names of the bundled recipes."""
     return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 
@@ -145,23 +165,29 @@ def _folder() -> Path:
     return Path(data_manifests.__file__).parent
 
 
-def find_recipe(name: str) -> Path:
-    """The YAML file of a recipe that comes along, or of a path. Raises RecipeError with the nearest match."""
+def recipe_path(name: str) -> Path:
+    """The YAML file of a recipe, which is given by a bundled recipe's name or by a path.
+
+    Raises RecipeError with the nearest match when a name is not known. A path need not exist.
+    """
     path = Path(name)
-    # of os.path, since pathlib's raise on names that no file can have
+    # os.path, because pathlib raises an error on names that no file can have
     if path.suffix in (".yaml", ".yml") or os.sep in name or os.path.isfile(name):  # noqa: PTH113
-        if not os.path.exists(name) and path.stem in bundled():  # noqa: PTH110
-            raise RecipeError(f"{path}: no such recipe; the one that comes along is called {path.stem!r}")
+        if not os.path.exists(name) and path.stem in bundled_recipes():  # noqa: PTH110
+            raise RecipeError(f"{path}: no such recipe; the bundled one is called {path.stem!r}")
         return path
-    if name in bundled():
+    if name in bundled_recipes():
         return _folder() / f"{name}.yaml"
-    raise RecipeError(f"{name}: no recipe of that name comes along, and no such file is here{nearest(name, bundled())}")
+    raise RecipeError(
+        f"{name}: no recipe of that name comes along with understudy, and there is no such file"
+        f"{nearest(name, bundled_recipes())}"
+    )
 
 
-def _measure(content: object, where: str) -> dict[str, StageSettings]:
-    """The settings of each stage, by its own model, so that a wrong key is told with the right ones."""
+def _stage_settings(content: object, where: str) -> dict[str, StageSettings]:
+    """Validate each stage's settings by the stage's own model, so that a wrong key is reported with the right ones."""
     if not isinstance(content, dict):
-        raise RecipeError(f"{where}: a mapping from stages to their settings, such as `motion: {{backend: dis}}`")
+        raise RecipeError(f"{where}: it must map stages to their settings, such as `motion: {{backend: dis}}`")
     settings: dict[str, StageSettings] = {}
     faults: list[str] = []
     for name, given in content.items():
@@ -178,7 +204,7 @@ def _measure(content: object, where: str) -> dict[str, StageSettings]:
 
 
 def _score_fault(score: str, measure: dict[str, StageSettings]) -> str:
-    """What is wrong with a score that a rule or a rank asks for; "" when this recipe measures it."""
+    """What is wrong with a score that a rule or a rank names; "" when this recipe measures it."""
     stage, column = _stage(score), _column(score)
     if stage not in measure:
         return f"{score}: the recipe does not measure {stage!r}{nearest(stage, list(measure))}"
@@ -189,11 +215,12 @@ def _score_fault(score: str, measure: dict[str, StageSettings]) -> str:
 
 
 def _rule_fault(rule: Rule, measure: dict[str, StageSettings]) -> str:
+    """What is wrong with a rule whose score this recipe measures; "" when nothing is."""
     backend = measure[rule.stage].backend
     if rule.backend != backend:
         return (
             f"its thresholds are for {rule.stage} by {rule.backend!r}, but the recipe measures it by {backend!r}, "
-            f"whose scores do not compare; give thresholds for {backend!r}, or measure by {rule.backend!r}"
+            f"whose scores cannot be compared; give thresholds for {backend!r}, or measure by {rule.backend!r}"
         )
     kind = STAGES[rule.stage].columns[rule.column]
     if rule.one_of is None:
@@ -202,8 +229,8 @@ def _rule_fault(rule: Rule, measure: dict[str, StageSettings]) -> str:
         )
     if kind is float:
         return f"{rule.score} is a number of any size, which one_of does not fit; use min and max"
-    strange = [value for value in rule.one_of if type(value) is not kind]
-    return f"{rule.score} is {_WORDS[kind]}, and can never be {strange[0]!r}" if strange else ""
+    impossible = [value for value in rule.one_of if type(value) is not kind]
+    return f"{rule.score} is {_WORDS[kind]}, and can never be {impossible[0]!r}" if impossible else ""
 
 
 _WORDS = {str: "text", bool: "true or false", int: "a whole number"}

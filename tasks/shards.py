@@ -1,4 +1,4 @@
-"""Shards: kept clips, their sound, features and lineage as WebDataset tars, whole or absent."""
+"""Shards: kept clips with their audio, features and lineage, as WebDataset tars. A shard is complete or not there."""
 
 import hashlib
 import io
@@ -24,50 +24,49 @@ from data_manifests.lineage import (
 )
 from data_manifests.storage import Storage
 from data_manifests.strict import Strict
-from tasks.clip import ClipRecord
+from tasks.media.clip import ClipRecord
 
-VERSION = 1  # raised whenever the same samples would make another tar
+VERSION = 1  # raised whenever the same samples would give other bytes
 
-# WebDataset lowers extensions and cuts keys at the first dot; a plain tar holds names of 100 characters
+# WebDataset turns extensions to lower case and ends keys at the first dot. A plain tar holds names of 100 characters.
 _NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,43}")
-_NAME_RULE = "44 lower case letters, digits, - and _ at most, beginning with a letter or digit"
+_NAME_RULE = "a name has at most 44 lower case letters, digits, - and _, and begins with a letter or digit"
 _RECORD = tarfile.RECORDSIZE
 
 
 class ShardSettings(Strict):
-    """How samples are put together; a change makes new shards of the same samples."""
+    """How samples are packed. A change makes new shards of the same samples."""
 
-    partitions: int = Field(
-        default=16,
-        ge=1,
-        le=65_536,
-        description="Parts of the corpus that are worked through, and sharded, on their own.",
-    )
-    max_samples: int = Field(default=1000, ge=1, description="Samples in a shard, at most.")
-    max_mb: float = Field(
-        default=1000, gt=0, description="Megabytes (10^6 bytes) in a shard, at most; a larger sample stands alone."
-    )
+    partitions: int = Field(default=16, ge=1, le=65_536)
+    """Parts of the corpus. Each is worked through, and sharded, on its own."""
+    max_samples: int = Field(default=1000, ge=1)
+    """The largest number of samples in a shard."""
+    max_mb: float = Field(default=1000, gt=0)
+    """The largest size of a shard, in megabytes (10^6 bytes). A sample that is larger gets a shard of its own."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A clip on its way into a shard.
-
-    key: the clip_id. files: (extension, name in the run's storage), in the order of the tar. lineage: encoded.
-    size: bytes of the files, together.
-    """
+    """A clip on its way into a shard."""
 
     key: str
+    """The clip_id."""
     files: tuple[tuple[str, str], ...]
+    """(extension, name in the run's storage) of each file, in the order of the tar."""
     lineage: bytes
+    """The encoded lineage, the sample's `json` member."""
     size: int
+    """Bytes of all files together."""
     duration_s: float
 
     @classmethod
     def of(cls, clip: ClipRecord, lineage: Lineage, files: Mapping[str, str], size: int) -> "Sample":
-        """files: the features' names in the storage, by extension, such as "pose.npy" or "guidance.json".
+        """The sample of a clip.
 
-        size: bytes of video, sound and features.
+        files: names of the features in the storage, by extension, such as "pose.npy" or "guidance.json".
+        size: bytes of video, audio and features.
+
+        Raises ValueError when a name cannot be used in a shard.
         """
         for name in (clip.clip_id, *(extension.rpartition(".")[0] for extension in files)):
             if not _NAME.fullmatch(name):
@@ -78,18 +77,20 @@ class Sample:
 
     @property
     def bound(self) -> int:
-        """The most bytes the sample can take in a tar: a header and a part-filled block for each member."""
+        """The most bytes that the sample can take in a tar. Each member has a header and a partly filled last block."""
         return self.size + len(self.lineage) + (len(self.files) + 1) * (2 * tarfile.BLOCKSIZE - 1)
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """A shard to be. Its name tells its contents, so that a shard of this name is this shard."""
+    """A shard that is to be written."""
 
     name: str
+    """It has a digest of the contents: a file of this name is this shard."""
     tier: str
     partition: int
     samples: tuple[Sample, ...]
+    """Sorted by key."""
 
 
 def lineage(
@@ -106,13 +107,14 @@ def lineage(
     recipe_hash: str,
     unaligned: Iterable[str] = (),
 ) -> Lineage:
-    """What goes with a sample, from plain values.
+    """A sample's lineage, from plain values. NaN and infinity become None.
 
-    uri, sha256: the source's. scores: by stage, each with backend, version, fingerprint and values. rules: by name,
-    each with score, value, passed, and min, max, one_of as far as it has them. unaligned: names of arrays that do not
-    have one entry a frame. What is not a number becomes None.
+    uri, sha256: of the source.
+    scores: by stage, each with backend, version, fingerprint and values.
+    rules: by name, each with score, value and passed, and those of min, max and one_of that the rule has.
+    unaligned: names of arrays that do not have one entry a frame.
 
-    Raises ValueError naming the clip when something is missing or is not what it should be.
+    Raises ValueError with the clip's id when a value is missing or wrong.
     """
     try:
         return Lineage(
@@ -137,13 +139,13 @@ def lineage(
             unaligned=sorted(unaligned),
         )
     except ValidationError as error:
-        raise ValueError(f"{clip.clip_id}: its lineage is not complete: {error}") from None
+        raise ValueError(f"{clip.clip_id}: its lineage has missing or wrong values: {error}") from None
 
 
 def plan_shards(samples: Iterable[Sample], settings: ShardSettings, partition: int, tier: str) -> list[ShardPlan]:
-    """Put the samples of one partition and tier into shards, in order, each filled to its bound.
+    """Distribute the samples of one partition and tier to shards, in order. Each shard is filled as far as it may be.
 
-    samples: sorted by key. Raises ValueError when they are not, or one is there twice.
+    samples: sorted by key. Raises ValueError when they are not sorted, or one occurs twice.
     """
     if not _NAME.fullmatch(tier):
         raise ValueError(f"{tier!r} cannot name a tier: {_NAME_RULE}")
@@ -154,13 +156,13 @@ def plan_shards(samples: Iterable[Sample], settings: ShardSettings, partition: i
 
 
 def _groups(samples: Iterable[Sample], settings: ShardSettings) -> Iterator[list[Sample]]:
-    # a tar ends with two empty blocks and is filled up to a whole record
+    # a tar ends with two empty blocks and is padded to a whole record
     room = settings.max_mb * 1e6 - 2 * tarfile.BLOCKSIZE - (_RECORD - 1)
     group: list[Sample] = []
     taken, last = 0, ""
     for sample in samples:
         if sample.key <= last:
-            raise ValueError(f"samples are to be sorted and different: {sample.key!r} comes after {last!r}")
+            raise ValueError(f"samples must be sorted by key, each once: {sample.key!r} comes after {last!r}")
         if group and (len(group) == settings.max_samples or taken + sample.bound > room):
             yield group
             group, taken = [], 0
@@ -171,7 +173,7 @@ def _groups(samples: Iterable[Sample], settings: ShardSettings) -> Iterator[list
 
 
 def _digest(samples: list[Sample]) -> str:
-    """12 hex digits over all that goes in: names, and through them contents; sizes; lineage."""
+    """12 hex digits over all that goes in: the files' names, which stand for their contents; sizes; and lineage."""
     digest = hashlib.sha256(f"shard {VERSION}".encode())
     for sample in samples:
         for part in (sample.key, *(text for file in sample.files for text in file), str(sample.size)):
@@ -181,10 +183,10 @@ def _digest(samples: list[Sample]) -> str:
 
 
 def read_entry(plan: ShardPlan, storage: Storage) -> ShardEntry | None:
-    """The entry of a shard that is there and whole; None when it is still to be written.
+    """The entry of a shard that has been written completely. None when the shard must still be written.
 
-    The entry is kept beside the shard (`.json` for `.tar`), written after it. A shard without its entry is what a kill
-    between the two leaves: no dataset manifest has it yet, so it is made again.
+    The entry is kept beside the shard (`.json` for `.tar`) and is written after it. A shard without an entry was left
+    by a run that was killed between the two. No dataset manifest lists it yet, so it is written again.
     """
     try:
         entry = ShardEntry.model_validate_json(storage.read_bytes(_entry_name(plan)))
@@ -194,14 +196,14 @@ def read_entry(plan: ShardPlan, storage: Storage) -> ShardEntry | None:
 
 
 def write_shard(plan: ShardPlan, storage: Storage) -> ShardEntry:
-    """Write the shard, unless it is there, and say what it is.
+    """Write a shard, unless it has been written already. Returns its entry.
 
-    Raises FileNotFoundError for a missing file of a sample, ValueError where a sample is larger than planned.
+    Raises FileNotFoundError when a sample's file is missing, ValueError when a sample is larger than planned.
     """
-    there = read_entry(plan, storage)
-    if there is not None:
-        return there
-    written: list[_SummingWriter] = []
+    existing = read_entry(plan, storage)
+    if existing is not None:
+        return existing
+    written: list[_HashingWriter] = []
     storage.write(plan.name, lambda path: written.append(_write_tar(path, plan, storage)))
     entry = ShardEntry(
         name=plan.name,
@@ -220,8 +222,8 @@ def _entry_name(plan: ShardPlan) -> str:
     return plan.name.removesuffix(".tar") + ".json"
 
 
-class _SummingWriter:
-    """Writes through, and knows the size and checksum of what went by."""
+class _HashingWriter:
+    """Writes to a file, and keeps the size and checksum of what has been written."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
@@ -234,10 +236,10 @@ class _SummingWriter:
         return self._file.write(data)
 
 
-def _write_tar(path: Path, plan: ShardPlan, storage: Storage) -> _SummingWriter:
+def _write_tar(path: Path, plan: ShardPlan, storage: Storage) -> _HashingWriter:
     with path.open("wb") as file:
-        writer = _SummingWriter(file)
-        # as a stream: nothing that was written is gone back to
+        writer = _HashingWriter(file)
+        # "w|" writes a stream: it never seeks back, so the checksum is that of the file
         with tarfile.open(fileobj=writer, mode="w|", format=tarfile.USTAR_FORMAT, bufsize=1 << 20) as tar:  # type: ignore[call-overload]
             for sample in plan.samples:
                 size = 0
@@ -245,7 +247,7 @@ def _write_tar(path: Path, plan: ShardPlan, storage: Storage) -> _SummingWriter:
                     with storage.local(name) as member:
                         size += _add(tar, f"{sample.key}.{extension}", member)
                 if size > sample.size:
-                    raise ValueError(f"{sample.key}: its files have {size:,} bytes, planned were {sample.size:,}")
+                    raise ValueError(f"{sample.key}: its files have {size:,} bytes, but {sample.size:,} were planned")
                 header = _header(f"{sample.key}.json", len(sample.lineage))
                 tar.addfile(header, io.BytesIO(sample.lineage))
         return writer
@@ -259,7 +261,7 @@ def _add(tar: tarfile.TarFile, name: str, path: Path) -> int:
 
 
 def _header(name: str, size: int) -> tarfile.TarInfo:
-    """A member's header with nothing in it of when, where and by whom: TarInfo's own zeros and empty names."""
+    """A member's header. It keeps TarInfo's zeros and empty names: no time, no machine and no user."""
     header = tarfile.TarInfo(name)
     header.size, header.mode = size, 0o644
     return header

@@ -1,4 +1,4 @@
-"""Checkpoints of any size, written by tests by shape alone."""
+"""Checkpoints of any size for tests that read keys and shapes alone."""
 
 import json
 from collections.abc import Mapping
@@ -8,8 +8,10 @@ import torch
 
 
 def write_shapes(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """A file with the keys and shapes of a checkpoint of any size, that takes next to no room: a safetensors file with
-    a hole where the numbers are, or a pickle in which every tensor is one number, repeated."""
+    """Write a checkpoint with these keys and shapes that takes almost no disk space.
+
+    A safetensors file is sparse where its numbers would be. In a pickle, every tensor is one repeated number.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix != ".safetensors":
         torch.save({key: torch.zeros(1).expand(shape) for key, shape in shapes.items()}, path)

@@ -1,4 +1,4 @@
-"""What the tests share."""
+"""Fixtures that all tests share."""
 
 import os
 import secrets
@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 
 from data_manifests.storage import Storage
-from tasks.clip import SAMPLE_RATE, ClipRecord
+from tasks.media.clip import SAMPLE_RATE, ClipRecord
+from tasks.synthetic import Truth, make
 from tests.golden import WRITE
-from tests.world import Truth, make
 
 
 @dataclass(frozen=True)
 class S3:
-    """A real S3 API on this machine. The environment points to it: `s3://bucket/...` works as anywhere."""
+    """A server of the S3 API on this machine. The environment points to it, so that `s3://bucket/...` works."""
 
     endpoint: str
     bucket: str
@@ -40,15 +40,15 @@ def s3() -> Iterator[S3]:
         patch.setenv("AWS_ACCESS_KEY_ID", "testing")
         patch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
         patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        place = S3(f"http://{host}:{port}", "footage")
-        Storage(place.address).fs.mkdir(place.bucket)
-        yield place
+        running = S3(f"http://{host}:{port}", "footage")
+        Storage(running.address).fs.mkdir(running.bucket)
+        yield running
     server.stop()
 
 
 @pytest.fixture
 def s3_folder(s3: S3) -> str:
-    """The address of an empty place in the object store, another one for each test."""
+    """The address of an empty folder in the object store. Each test has its own."""
     return f"{s3.address}/{secrets.token_hex(8)}"
 
 
@@ -57,7 +57,10 @@ MakeClip = Callable[..., ClipRecord]
 
 @pytest.fixture(scope="session")
 def make_clip(tmp_path_factory: pytest.TempPathFactory) -> MakeClip:
-    """Puts a small clip into a storage as cutting would leave it: video, sound, and a feature beside it."""
+    """Writes a small clip into a storage, as cutting does: a video of 64 x 48 at 25 frames a second, and an audio file.
+
+    Returns the clip's record.
+    """
     import av
     import soundfile
 
@@ -70,8 +73,8 @@ def make_clip(tmp_path_factory: pytest.TempPathFactory) -> MakeClip:
                 stream = container.add_stream("libx264", rate=fps, options={"preset": "ultrafast", "threads": "1"})
                 stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
                 for k in range(frames):
-                    picture = np.full((48, 64, 3), (k * 7) % 255, np.uint8)
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+                    image = np.full((48, 64, 3), (k * 7) % 255, np.uint8)
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
                 container.mux(stream.encode())
             noise = np.random.default_rng(0).normal(0, 0.1, round(frames * SAMPLE_RATE / fps))
             soundfile.write(audio, noise.astype(np.float32), SAMPLE_RATE, subtype="PCM_16")
@@ -107,7 +110,7 @@ def make_clip(tmp_path_factory: pytest.TempPathFactory) -> MakeClip:
 
 @dataclass(frozen=True)
 class World:
-    """Generated footage; each file is made when a test first asks for it, and kept for all processes of the session."""
+    """Generated footage. Each file is made on first use and shared by all processes of the test session."""
 
     folder: Path
     known: dict[str, Truth] = field(default_factory=dict)
@@ -124,7 +127,7 @@ class World:
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Footage with known truth, by name; `tests.world.catalogue()` lists the names."""
+    """Generated footage with known truth, by file name. `tasks.synthetic.catalogue()` lists the names."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "world"
     folder.mkdir(exist_ok=True)
@@ -132,18 +135,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-golden", action="store_true", help="write the records in tests/golden anew")
+    parser.addoption("--write-golden", action="store_true", help="Write the records in tests/golden anew.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--write-golden"):
-        os.environ[WRITE] = "1"  # workers that pytest starts see it, too
+        os.environ[WRITE] = "1"  # the processes that pytest-xdist starts inherit it
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where several processes test (-n 2), a file's tests stay in one, and so do all those of the flows, which look at
-    the same runs."""
+    """Under pytest-xdist (-n 2), all tests of a file run in one process. All tests of the flows do so, too, since they
+    share the same runs."""
     from xdist.scheduler import LoadScopeScheduling
 
     class ByFile(LoadScopeScheduling):

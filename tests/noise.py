@@ -1,4 +1,4 @@
-"""Checkpoints that work, for tests, of any size and in next to no room."""
+"""Random weights with which a network of any size works, and whose files are small."""
 
 import math
 import zlib
@@ -9,20 +9,21 @@ import torch
 
 
 def noise(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Numbers with which a network of these keys and shapes passes on what it is given: norms near 1, biases near 0,
-    and the other weights of such a size that what comes out is about as large as what went in.
+    """Random weights that keep the scale of a network's activations: norms near 1, biases near 0, and the other weights
+    of such a variance that outputs are about as large as inputs.
 
-    Each row of a weight is the one before, moved by one number, so that a pickle of it holds hardly more than a row.
+    Each row of a weight is the row before, shifted by one number. All rows share memory, so a pickle of the weight is
+    hardly larger than one row.
     """
     return {key: _tensor(key, shape) for key, shape in shapes.items()}
 
 
 def xpose_state() -> dict[str, torch.Tensor]:
-    """All that X-Pose's published checkpoint holds: of noise, CLIP's share partly of half precision as there."""
-    from tasks.networks.xpose import takes
+    """Random weights for all keys of X-Pose's published checkpoint. Some of CLIP's are in half precision, as there."""
+    from tasks.networks.xpose import expected_shapes
     from tasks.networks.xpose.swin import relative_places
 
-    state = noise(takes(Path()))
+    state = noise(expected_shapes(Path()))
     for key, value in state.items():
         if key.endswith("relative_position_index"):
             state[key] = relative_places(7)

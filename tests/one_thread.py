@@ -1,4 +1,4 @@
-"""One thread for small networks."""
+"""A fixture that lets PyTorch use one thread."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,10 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Small tensors on busy machines: more threads would wait for each other. For the folders whose conftest.py names
-    it."""
+    """Let PyTorch use one thread, since with small tensors on a busy machine more threads wait for each other.
+
+    It applies to the folders whose conftest.py imports it.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -1,6 +1,6 @@
-"""The reference networks' inputs, outputs and key lists, and the rule by which their weights are filled.
+"""The parity fixtures: inputs, outputs and key lists of the reference networks, and the fill rule for their weights.
 
-They lie beside the project, in shared/parity; tests that need them are skipped without.
+The fixtures lie beside the project, in shared/parity. Tests that need them are skipped where they are missing.
 """
 
 import json
@@ -18,22 +18,26 @@ needs_parity = pytest.mark.skipif(not PARITY.is_dir(), reason="needs the parity 
 
 
 def arrays(name: str) -> dict[str, np.ndarray]:
-    """A fixture's arrays, such as those of "raft/raft_large.npz"."""
+    """The arrays of a fixture, such as "raft/raft_large.npz"."""
     with np.load(PARITY / name, allow_pickle=False) as file:
         return dict(file)
 
 
 def shapes(name: str) -> dict[str, tuple[int, ...]]:
-    """A key list, such as that of "raft/keys_princeton.json", in the order of the state dict."""
+    """The keys and shapes of a key list, such as "raft/keys_princeton.json", in the order of the state dict."""
     return {key: tuple(shape) for key, (shape, _) in listing(name)["keys"].items()}
 
 
 def listing(name: str) -> dict[str, Any]:
+    """The whole content of a JSON fixture."""
     return json.loads((PARITY / name).read_text())
 
 
 def number(key: str, shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:
-    """What a tensor holds by the fill rule, [*shape] float32."""
+    """A tensor's weights by the fill rule: [*shape] float32. They depend on its key alone.
+
+    gain: factor of the weights of matrices and convolutions.
+    """
     noise = np.random.Generator(np.random.PCG64(zlib.crc32(key.encode()))).standard_normal(shape)
     last = key.rpartition(".")[2]
     if last == "running_var":
@@ -50,7 +54,8 @@ def number(key: str, shape: tuple[int, ...], gain: float = 1.0) -> np.ndarray:
 
 
 def filled(state: Mapping[str, Any], gain: float = 1.0) -> dict[str, Any]:
-    """A state dict with the rule's numbers in its floating tensors; of tensors under several keys the last key wins."""
+    """A state dict whose floating tensors have the fill rule's weights. Loaded into a network, a tensor under several
+    keys gets the weights of the last one."""
     import torch
 
     return {

@@ -8,24 +8,26 @@ import torch
 from safetensors.torch import load_file
 
 from data_manifests.storage import Storage
-from tasks import remote_code, weights
-from tasks.curation import Curation
-from tasks.engine import Engine
-from tasks.recipe import bundled, load_recipe
-from tasks.stage import MissingBackend, fingerprint
-from tasks.stages import STAGES, upstream
+from tasks.execution.curation import Curation
+from tasks.execution.worker_pool import WorkerPool
+from tasks.recipe import bundled_recipes, load_recipe
+from tasks.stages.base import fingerprint
+from tasks.stages.registry import STAGES, upstream
+from tasks.synthetic.puppet_shards import make_puppets
+from tasks.weights import remote_code
+from tasks.weights import store as weights
+from tasks.weights.missing import MissingBackend
 from tests.golden import compare, machine, record
-from tests.training.loading import loader, take
-from tests.training.test_learner import job
-from tests.world.puppet_shards import make_puppets
-from training import phases
-from training.learner import MindAndMasks
-from training.models.sizes import SIZES, active_mind_settings
-from training.parallel import Team
-from training.tracking import read_metrics
-from training.trainer import train_phase
+from tests.training.data.loading import loader, take
+from tests.training.learners.test_active_mind_learner import job
+from training.learners.active_mind import MindAndMasks
+from training.loop import phases
+from training.loop.parallel import WorkerGroup
+from training.loop.tracking import read_metrics
+from training.loop.trainer import train_phase
+from training.models.active_mind.config import SIZES, active_mind_settings
 
-CURATING = [name for name in bundled() if name not in ("puppets", "paper")]
+CURATING = [name for name in bundled_recipes() if name not in ("puppets", "paper")]
 # stages whose library comes with an extra, which may be here or not
 _EXTRAS = ("yolo", "paddleocr")
 
@@ -39,9 +41,12 @@ def puppets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", CURATING)
 def test_the_fingerprint_of_every_step(name: str, tmp_path: Path) -> None:
-    with Engine(1) as engine:
-        curation = Curation(load_recipe(name), Storage(str(tmp_path)), [], engine)
-        compare(f"fingerprints_{name}", {step.name: [step.fingerprint, step.about] for step in curation.step.values()})
+    with WorkerPool(1) as pool:
+        curation = Curation(load_recipe(name), Storage(str(tmp_path)), [], pool)
+        compare(
+            f"fingerprints_{name}",
+            {step.name: [step.fingerprint, step.about] for step in curation.steps.by_name.values()},
+        )
 
 
 def test_the_fingerprint_of_every_network_of_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,10 +99,10 @@ def test_twenty_steps_of_training(puppets: Path, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        train_phase(job(puppets, tmp_path, "base", steps=20, checkpoint_every=20), Team())
+        train_phase(job(puppets, tmp_path, "base", steps=20, checkpoint_every=20), WorkerGroup())
     finally:
         torch.set_num_threads(threads)
-    folder = Path(phases.weights_folder(tmp_path, "base"))
+    folder = Path(phases.phase_weights_folder(tmp_path, "base"))
     found = {
         "machine": machine(),
         "loss": [row["loss"] for row in read_metrics(tmp_path / "base" / "metrics.jsonl")],

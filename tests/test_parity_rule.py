@@ -1,3 +1,5 @@
+"""The fill rule for weights gives the numbers of the parity fixtures."""
+
 import json
 
 import numpy as np
@@ -6,7 +8,7 @@ from tests.parity import PARITY, needs_parity, number
 
 
 @needs_parity
-def test_weights_are_filled_by_the_rule() -> None:
+def test_weights_follow_the_fill_rule() -> None:
     for example in json.loads((PARITY / "fill_rule_examples.json").read_text())["examples"]:
         value = number(example["key"], tuple(example["shape"]))
         first = example["first"]

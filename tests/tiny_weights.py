@@ -1,7 +1,7 @@
-"""Small networks with weights that the published code would load, one function for each.
+"""Checkpoints of small networks in the published layouts, one function for each network.
 
-A function writes them into the network's own folder, which is made, under the names and in the layout in which they are
-published; where a network has several layouts, one of them.
+A function makes the network's weights folder and writes its files there. A network that is published in several layouts
+gets one of them.
 """
 
 import json
@@ -19,6 +19,7 @@ from tasks.networks import umt5 as texts
 from tasks.networks import wan_vae as codec
 from tests.noise import xpose_state
 from tests.parity import filled
+from tests.tiny_syncnet import s3fd, syncnet
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -31,7 +32,7 @@ Box = tuple[float, float, float, float]
 
 
 def raft_state() -> dict[str, torch.Tensor]:
-    """RAFT's numbers by the fill rule."""
+    """RAFT's weights by the fill rule."""
     from tasks.networks.raft import Raft
 
     state = filled(Raft().state_dict())
@@ -41,72 +42,16 @@ def raft_state() -> dict[str, torch.Tensor]:
 
 
 def raft(folder: Path) -> None:
+    """With the fill rule's weights, in Princeton's layout."""
     folder.mkdir(parents=True)
     torch.save(raft_state(), folder / "raft-things.pth")
 
 
 def xpose(folder: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-    """Noise where `state` is None."""
+    """state: the weights; random ones where None."""
     folder.mkdir(parents=True, exist_ok=True)
     named = {f"module.{key}": value for key, value in (xpose_state() if state is None else state).items()}
     torch.save({"model": named}, folder / "unipose_swint.pth")
-
-
-# ---- SyncNet and S3FD, of their full size, with weights made by hand ----
-
-
-def syncnet(folder: Path, speech: np.ndarray | None = None) -> np.ndarray:
-    """A SyncNet that sees the brightness of a window's middle frame, and hears the brightness that goes with it.
-
-    speech: [samples] float32 at 16 kHz, of what it is to hear; a second of noise where None. Returns: [frames] 0 to
-    255, the brightness that goes with it, 25 frames a second; the last five frames' windows would end behind the sound,
-    and are left out.
-    """
-    from tasks.networks.mfcc import mfcc
-    from tasks.networks.syncnet import SyncNet, ready, sound_vectors
-
-    if speech is None:
-        speech = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
-    network = SyncNet()
-    state = {key: value for key, value in filled(network.state_dict()).items() if key.startswith("net")}
-    for key, value in network.state_dict().items():
-        if key.startswith(("netcnnlip", "netfclip")):
-            state[key] = value.clone() if value.dim() == 0 else torch.zeros_like(value)
-            if key.endswith("running_var") or (value.dim() == 1 and key.endswith("weight")):
-                state[key] += 1
-    state["netcnnlip.0.weight"][0, :, 2] = 1 / (3 * 49)
-    state["netcnnlip.4.weight"][0, 0] = 1 / 25
-    for layer in (8, 11, 14):
-        state[f"netcnnlip.{layer}.weight"][0, 0, 0, 1, 1] = 1
-    state["netcnnlip.18.weight"][0, 0] = 1 / 36
-    state["netfclip.0.weight"][0, 0] = state["netfclip.3.weight"][0, 0] = 1
-    state["netfcaud.3.weight"][1:] = 0
-    state["netfcaud.3.bias"][:] = 0
-    network.load_state_dict(state)
-    heard = sound_vectors(ready(network), mfcc(speech * 32768), len(speech) // 640 - 5)[:, 0]
-    scale = 180 / float(heard.max() - heard.min())
-    state["netfcaud.3.weight"][0] *= scale
-    state["netfcaud.3.bias"][0] = 40 - scale * float(heard.min())
-    folder.mkdir(parents=True)
-    # as older files are, without the counters of the batch normalisations
-    kept = {key: value for key, value in state.items() if not key.endswith("num_batches_tracked")}
-    torch.save(kept, folder / "syncnet_v2.model")
-    brightness = 40 + scale * (heard.numpy() - float(heard.min()))
-    return np.concatenate([brightness[:1], brightness[:1], brightness[:-2]])
-
-
-def s3fd(folder: Path) -> None:
-    """An S3FD that finds a face in the middle of any picture of 160 x 120 pixels."""
-    from tasks.networks.s3fd import takes
-
-    state = {key: torch.zeros(shape) for key, shape in takes(folder).items()}
-    for level in range(5):
-        state[f"conf.{level}.bias"] += torch.tensor([9.0, 9.0, 9.0, -9.0] if level == 0 else [9.0, -9.0])
-    state["conf.5.bias"] += torch.tensor([-9.0, 9.0])
-    # one prior, 512 pixels about (64, 64), becomes 20 about (20, 15)
-    state["loc.5.bias"] += torch.tensor([-44 / 51.2, -49 / 51.2, *[np.log(20 / 512) / 0.2] * 2])
-    folder.mkdir(parents=True)
-    torch.save(state, folder / "sfd_face.pth")
 
 
 # ---- Whisper ----
@@ -130,7 +75,7 @@ WHISPER = {
 
 
 def whisper(folder: Path) -> None:
-    """By the fill rule."""
+    """With the fill rule's weights."""
     from transformers import WhisperConfig, WhisperModel
 
     model = WhisperModel(WhisperConfig(**WHISPER))
@@ -140,7 +85,7 @@ def whisper(folder: Path) -> None:
 
 # ---- Q-Align ----
 
-# a model that is called as the published one is: it likes what is bright, and films more than pictures
+# A model with the published one's call. It scores bright images higher, and videos higher than images.
 QALIGN_CODE = """
 import torch
 from transformers import PretrainedConfig, PreTrainedModel
@@ -174,7 +119,7 @@ _QALIGN_WORDS += ["USER:", "How", "would", "you", "rate", "the", "quality", "of"
 
 
 def qalign(folder: Path) -> None:
-    """With code of its own, in tiny_align.py."""
+    """With the code of the network in tiny_align.py."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
@@ -196,17 +141,23 @@ def qalign(folder: Path) -> None:
 
 
 def face_in(image: np.ndarray) -> Box:
-    """Where SCRFD would see the face of a picture, as `insightface` takes it. image: [height, width, 3] uint8 RGB."""
-    from tasks.identity import MediaPipeFaces
+    """The box of an image's face as SCRFD would give it, in the form that `insightface` takes.
+
+    image: [height, width, 3] uint8 RGB.
+    """
+    from tasks.stages.identity.backends import MediaPipeFaces
 
     found, aspect = MediaPipeFaces(0.5).faces(image)[0], image.shape[0] / image.shape[1]
-    top = found.y - 0.25 * found.height  # SCRFD's boxes begin at the hair
+    top = found.y - 0.25 * found.height  # SCRFD's boxes include the hair
     return found.x, top * aspect, found.x + found.width, (found.y + found.height) * aspect
 
 
 def insightface(folder: Path, face: Box = (0.4, 0.3, 0.6, 0.7)) -> None:
-    """A pack of tiny networks: one face at the same place of any picture (x0, y0, x1, y1, in widths of the picture),
-    described by its colours."""
+    """A pack of tiny networks. The detector finds one face at the same place in every image; the recogniser's embedding
+    is a projection of the face's colours.
+
+    face: x0, y0, x1, y1 in widths of the image.
+    """
     import onnx
     from onnx import TensorProto, helper, numpy_helper
 
@@ -235,7 +186,7 @@ def insightface(folder: Path, face: Box = (0.4, 0.3, 0.6, 0.7)) -> None:
                 sides = [column - x0, row - y0, x1 - column, y1 - row]
                 value[(row * cells + column) * 2] = {"score": [0.9], "box": sides, "points": [0.1] * 10}[kind]
             constants[f"{kind}{stride}_"] = value
-            # the input takes part, so that the graph has one
+            # adds zero, made of the input, so that the graph has an input
             nodes.append(helper.make_node("Add", [f"{kind}{stride}_", "nothing"], [f"{kind}{stride}"]))
             outputs.append(f"{kind}{stride}")
     constants["zero"] = np.zeros(())
@@ -259,7 +210,7 @@ _UMT5_WORDS = ["<pad>", "</s>", "<unk>", "a", "woman", "in", "red", "dress", "ta
 
 
 def wan_vae_network() -> "AutoencoderKLWan":
-    """Of few channels, with the numbers of the fill rule."""
+    """With few channels and the fill rule's weights."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
 
     network = AutoencoderKLWan(**WAN_VAE)
@@ -275,7 +226,7 @@ def wan_vae(folder: Path) -> None:
 
 
 def umt5_network() -> "UMT5EncoderModel":
-    """With the numbers of the fill rule."""
+    """With the fill rule's weights."""
     from transformers import UMT5Config, UMT5EncoderModel
 
     network = UMT5EncoderModel(UMT5Config(**UMT5, num_decoder_layers=2))
@@ -284,7 +235,7 @@ def umt5_network() -> "UMT5EncoderModel":
 
 
 def umt5(folder: Path) -> None:
-    """In the library's layout, the embedding once, as the library saves it."""
+    """In transformers' layout, with the embedding under one of its two names, as transformers saves it."""
     state = {key: value for key, value in umt5_network().state_dict().items() if key != "encoder.embed_tokens.weight"}
     (folder / "text_encoder").mkdir(parents=True, exist_ok=True)
     save_file(state, folder / "text_encoder" / "model.safetensors")
@@ -293,7 +244,7 @@ def umt5(folder: Path) -> None:
 
 
 def umt5_tokenizer(path: Path, end: bool = True) -> None:
-    """Of whole words, that ends its texts as UMT5's does."""
+    """A tokenizer of whole words. end: whether it ends texts with the end token, as UMT5's does."""
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
     from tokenizers.pre_tokenizers import Whitespace
@@ -311,13 +262,13 @@ def umt5_tokenizer(path: Path, end: bool = True) -> None:
 
 
 def qwen_omni(folder: Path) -> None:
-    """It says the same of every clip."""
+    """It gives the same answers for every clip."""
     from tests.tasks.networks import tiny_omni
 
     tiny_omni.write(folder, (json.dumps(tiny_omni.ANALYSIS), json.dumps(tiny_omni.PLAN), tiny_omni.PHRASES))
 
 
-# ---- YOLO and PaddleOCR, whose own libraries write them; without those, files that no more than stand there ----
+# ---- YOLO and PaddleOCR. Their own libraries write them; where those are missing, the files are placeholders ----
 
 _PADDLE_DETECTOR = """
 Global: {model_name: PP-OCRv5_server_det}
@@ -344,7 +295,7 @@ PostProcess: {name: CTCLabelDecode, character_dict: [a, b]}
 
 
 def yolo(folder: Path) -> None:
-    """A YOLO11 for people and their joints, as ultralytics saves it: whole objects, of half precision."""
+    """A YOLO11 pose network as ultralytics saves it: whole objects, in half precision."""
     network: Any = torch.nn.Conv2d(3, 4, 1)
     if find_spec("ultralytics") is not None:
         from ultralytics.nn.tasks import PoseModel
@@ -356,14 +307,14 @@ def yolo(folder: Path) -> None:
 
 
 def paddleocr(folder: Path) -> None:
-    """`paddle_networks`, where Paddle is installed."""
+    """`paddle_networks` where Paddle is installed, else `paddle_files`."""
     paddle_files(folder)
     if find_spec("paddle") is not None:
         paddle_networks(folder)
 
 
 def paddle_files(folder: Path) -> None:
-    """Where the files are, empty ones but for the names of the networks."""
+    """The files of PaddleOCR's networks, empty except for inference.yml with their names."""
     for name, text in (("det", _PADDLE_DETECTOR), ("rec", _PADDLE_RECOGNISER)):
         (folder / name).mkdir(parents=True)
         (folder / name / "inference.yml").write_text(text)
@@ -372,7 +323,8 @@ def paddle_files(folder: Path) -> None:
 
 
 def paddle_networks(folder: Path) -> None:
-    """In place of such files, networks to which what is bright is text: white is the letter a, red the letter b."""
+    """Replace the files of `paddle_files` by networks that take bright pixels for text: white for the letter a, red for
+    the letter b."""
     import paddle
     from paddle.nn import functional
 
@@ -389,7 +341,7 @@ def paddle_networks(folder: Path) -> None:
     class Recogniser(paddle.nn.Layer):
         def __init__(self) -> None:
             super().__init__()
-            # of blue, green, red to none, a, b, space
+            # from blue, green, red to the scores of: no letter, a, b, space
             self.letters = paddle.nn.Conv2D(3, 4, 1)
             weight = np.array([[-5, -5, -5], [5, 5, 0], [-5, -5, 10], [0, 0, 0]], np.float32)
             self.letters.weight.set_value(weight.reshape(4, 3, 1, 1))
@@ -407,7 +359,7 @@ def paddle_networks(folder: Path) -> None:
         paddle.jit.save(paddle.jit.to_static(network, input_spec=[shape]), str(folder / name / "inference"))
 
 
-# by the catalogue's names
+# The functions by the catalogue's names of the networks.
 WRITERS: dict[str, Callable[[Path], object]] = {
     "raft": raft,
     "xpose": xpose,

@@ -1,1 +1,1 @@
-"""Training reads the shards that curation writes; models, objectives and the loop on Ray belong here."""
+"""Training: models, data, the training loop, sampling and evaluation. It reads the shards that curation writes."""

@@ -1,162 +1,200 @@
-"""A recipe's `training` section: the model, the data, and the phases that it is trained through."""
+"""A recipe's `training` section: the model, the data, and the phases of the training."""
 
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from data_manifests.strict import RecipeError, Strict, nearest, read_yaml, unknown_key, validate
-from tasks.latents import LatentsSettings
-from tasks.recipe import find_recipe
-from training.models.sizes import PSEUDO_LAST, SIZES
+from tasks.networks.latent_geometry import TEMPORAL_STRIDE, usable_frames
+from tasks.recipe import recipe_path
+from tasks.stages.latents.stage import LatentsSettings
+from training.models.active_mind.config import PSEUDO_LAST, SIZES
 
 Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
-PARTS = ("video", "text", "audio")  # the branches of the model; what they share counts to video
+PARTS = ("video", "text", "audio")  # the model's branches; parameters that all branches share belong to video
 
 
-class Conditions(Strict):
-    """How often each condition of a sample is dropped, each by itself."""
+class ConditionDropout(Strict):
+    """How often each condition of a sample is dropped. Each one is drawn independently of the others."""
 
     text: Probability = 0.1
+    """Probability that the text is replaced by the null embedding."""
     audio: Probability = 0.1
+    """Probability that the sound is replaced by the null embedding."""
     first_frame: Probability = 0.1
+    """Probability that the first latent frame is noisy instead of clean."""
     last_frame: Probability = 0.1
+    """Probability that the last latent frame is noisy instead of clean."""
 
 
-class Timesteps(Strict):
-    """How sigmas are drawn: uniformly, or as the logistic of a normal variable; then shifted towards noise."""
+class TimestepSettings(Strict):
+    """How the noise level sigma of each sample is drawn, from 0 to 1."""
 
     sampling: Literal["uniform", "logit_normal"] = "logit_normal"
+    """Distribution of sigma: uniform, or the logistic function of a normal variable."""
     mean: float = 0.0
+    """Mean of the normal variable. "uniform" ignores it."""
     std: float = Field(default=1.0, gt=0.0)
+    """Standard deviation of the normal variable. "uniform" ignores it."""
     shift: float = Field(default=1.0, gt=0.0)
+    """Shift of the drawn sigma (training.loop.flow_matching.shift_sigma). Above 1 it moves sigma towards noise."""
 
 
-class Optimizer(Strict):
-    """AdamW. learning_rate: after `warmup_steps` of linear rise; decay: then it stays, or falls to 0 by half a cosine
-    until the phase's last step. max_grad_norm: of all gradients together."""
+class OptimizerSettings(Strict):
+    """Settings of AdamW and of its learning rate schedule."""
 
     learning_rate: float = Field(gt=0.0)
+    """Learning rate after the warmup."""
     betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of AdamW's first and second moment."""
     weight_decay: float = Field(default=0.01, ge=0.0)
+    """AdamW's weight decay."""
     max_grad_norm: float = Field(default=1.0, gt=0.0)
+    """Largest norm of all gradients together. A larger norm is scaled down to it."""
     warmup_steps: int = Field(default=0, ge=0)
+    """Steps at the start of each phase over which the learning rate rises linearly."""
     decay: Literal["none", "cosine"] = "none"
+    """What the learning rate does after the warmup. It stays constant ("none"), or it falls along half a cosine to 0 at
+    the phase's last step ("cosine")."""
 
     def share_of_rate(self, step: int, steps: int) -> float:
-        """What share of the learning rate step 1 to `steps` of a phase takes."""
+        """The factor on the learning rate at `step`, counted from 1, in a phase of `steps` steps."""
         rise = min(1.0, step / max(1, self.warmup_steps))
         return rise if self.decay == "none" else rise * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps))
 
 
-class Data(Strict):
-    """What a training sample is.
-
-    frames: of the video, 4n + 1. fps: frames a second that clips must have. batch: samples a step, over all workers and
-    accumulated micro-batches. latents: how video and text are encoded, as the curation's stage of that name says it.
-    whiten: the power of each channel's deviation, in pictures of the dataset, that it is divided by: at 1 all are
-    alike, below it those that matter more to the picture are larger. None: as the codec gives them. Measured once,
-    where a training begins with new weights; what starts from weights takes latents as those were trained on.
-    tiers: of the dataset, widest first. max_bad: share of samples that may be unreadable before the run stops.
-    """
+class DataSettings(Strict):
+    """What a training sample is."""
 
     frames: int = Field(ge=1)
+    """Video frames of a sample, 4n + 1."""
     fps: int = Field(ge=1)
+    """Frames a second that a clip must have. Other clips are left out."""
     batch: int = Field(ge=1)
+    """Samples of an optimizer step, over all workers and accumulated micro-batches."""
     latents: LatentsSettings = LatentsSettings()
+    """How video and text are encoded: the settings of the curation's stage `latents`."""
     whiten: float | None = Field(default=None, ge=0.0, le=1.0)
+    """How far the latent channels are brought to equal size before noise is added. Each channel is divided by its
+    standard deviation, in pixels of the dataset, to this power. At 1 all channels are equally large. Below 1 the
+    channels that matter more to the image stay larger. None: latents stay as the codec gives them.
+
+    The deviation is measured once, where a training begins with new weights. A phase that starts from weights takes the
+    scale that those were trained with."""
     tiers: list[str] = Field(default=["main", "hq"], min_length=1)
+    """Tiers of the dataset, widest first."""
     max_bad: Probability = 0.01
+    """Share of samples that may be unreadable before the run stops."""
 
     @model_validator(mode="after")
-    def _whole_groups(self) -> "Data":
-        if (self.frames - 1) % 4:
-            near = (self.frames - 1) // 4 * 4 + 1
+    def _frames_fit_codec(self) -> "DataSettings":
+        below = usable_frames(self.frames)
+        if below != self.frames:
+            above = below + TEMPORAL_STRIDE
             raise ValueError(
-                f"frames: the codec takes 4n + 1 frames, so {near} or {near + 4} in place of {self.frames}"
+                f"frames: the codec takes 4n + 1 frames; take {below} or {above} in place of {self.frames}"
             )
         return self
 
 
-class Run(Strict):
-    """How the work is done. What is here may differ between two runs of one training.
+class TrainingRunSettings(Strict):
+    """How the work is done. These settings may differ between two runs of the same training."""
 
-    micro_batch: samples that a worker takes at once, gradients adding up; the whole of its share when None.
-    bf16: matrix products in bfloat16, all else and the sums over workers in float32; on GPUs only.
-    sharding: of the model over several workers: "ddp", each has the whole of it, or "fsdp" (FSDP2), each has a part.
-    recompute: activations in the backward pass, instead of keeping them. compile: the model's blocks by torch.compile.
-    checkpoint_every: steps. keep: so many checkpoints. log_every: steps. sample_every: steps; 0 for no sample videos.
-    samples: how many videos. sample_steps: of the sampler. pseudo_last: how many latent frames beyond a video's end the
-    reference stands. trackers: where curves go beside metrics.jsonl. max_failures: how often workers that were lost are
-    started again.
-    """
+    renamed: ClassVar[Mapping[str, str]] = {"recompute": "activation_checkpointing"}
 
     micro_batch: int | None = Field(default=None, ge=1)
+    """Samples that a worker runs at once. Gradients of several micro-batches are summed. None: the worker's whole share
+    of the batch."""
     bf16: bool = True
+    """Whether matrix products run in bfloat16. Everything else, and sums over workers, stay in float32. Only GPUs use
+    it."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
-    recompute: bool = False
+    """How several workers hold the model. "ddp": each worker holds the whole model. "fsdp" (FSDP2): each worker holds a
+    part of every parameter."""
+    activation_checkpointing: bool = False
+    """Whether activations are computed again in the backward pass instead of being kept. It saves memory and costs
+    time."""
     compile: bool = False
+    """Whether torch.compile compiles the model's blocks."""
     checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between two checkpoints."""
     keep: int = Field(default=3, ge=1)
+    """How many checkpoints are kept, the newest ones."""
     log_every: int = Field(default=10, ge=1)
+    """Steps between two rows of metrics."""
     sample_every: int = Field(default=1000, ge=0)
+    """Steps between two rounds of sample videos. 0: no sample videos."""
     samples: int = Field(default=1, ge=1)
+    """Sample videos of a round."""
     sample_steps: int = Field(default=20, ge=1)
+    """Sampler steps of a sample video."""
     pseudo_last: int = Field(default=PSEUDO_LAST, ge=1)
+    """Latent frames between a sample's last frame and the position of the reference image behind it."""
     trackers: list[Literal["tensorboard", "mlflow"]] = Field(default=["tensorboard"])
+    """Where metrics go besides metrics.jsonl."""
     max_failures: int = Field(default=3, ge=0)
+    """How often lost workers are started again before the training fails."""
 
 
-def _origin(origin: str) -> str:
+def _check_origin(origin: str) -> str:
     if origin.endswith(".safetensors"):
         return origin
     phase, dot, part = origin.partition(".")
     if not phase or (dot and part not in PARTS):
-        raise ValueError(f"{origin!r}: a phase, such as base, a part of one, such as base.text, or a .safetensors file")
+        raise ValueError(
+            f"{origin!r} is unknown; give an earlier phase, such as base, a part of one, such as base.text, or a "
+            ".safetensors file"
+        )
     return origin
 
 
-_PHASE = r"^[a-z][a-z0-9_-]{0,31}$"  # it names a folder
+_PHASE = r"^[a-z][a-z0-9_-]{0,31}$"  # a phase's name is also the name of its folder
 
 
-class Phase(Strict):
-    """One phase of training.
+class PhaseSettings(Strict):
+    """One phase of training."""
 
-    weights: where each part starts from: "new", the averaged weights of an earlier phase ("base"), another part of one
-        ("base.text"), or a file ("/models/base.safetensors").
-    train: the parts whose weights change. tier: of the dataset. learning_rate: in place of the optimizer's.
-    conditions: how often each is dropped.
-    """
-
-    weights: dict[Literal["video", "text", "audio"], Annotated[str, AfterValidator(_origin)]]
+    weights: dict[Literal["video", "text", "audio"], Annotated[str, AfterValidator(_check_origin)]]
+    """The weights that each part starts from: "new", the averaged weights of an earlier phase ("base"), another part of
+    an earlier phase ("base.text"), or a file ("/models/base.safetensors")."""
     train: list[Literal["video", "text", "audio"]] = Field(min_length=1)
+    """The parts that are trained. The weights of the other parts stay as they are."""
     tier: str = "main"
+    """Tier of the dataset."""
     steps: int = Field(ge=0)
+    """Optimizer steps."""
     learning_rate: float | None = Field(default=None, gt=0.0)
-    conditions: Conditions = Conditions()
+    """Learning rate of this phase. None: the optimizer's."""
+    conditions: ConditionDropout = ConditionDropout()
+    """How often each condition is dropped."""
 
 
 class TrainingRecipe(Strict):
-    """What a training does, phase by phase, in the order given.
-
-    name: of the recipe. model: its family. size: one of the sizes the family has. ema: decay of the averaged weights a
-    step. seed: of everything that is drawn. run: changes nothing of what is learnt, but for rounding.
-    """
+    """What a training does. Its phases run in the order in which they are written."""
 
     name: str
+    """Name of the recipe."""
     model: Literal["active_mind"]
+    """Family of the model."""
     size: str
-    data: Data
-    optimizer: Optimizer
-    timesteps: Timesteps = Timesteps()
+    """Size of the model, one of training.models.active_mind.config.SIZES."""
+    data: DataSettings
+    optimizer: OptimizerSettings
+    timesteps: TimestepSettings = TimestepSettings()
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """Decay of the averaged weights at each step."""
     seed: int = 0
-    phases: dict[Annotated[str, Field(pattern=_PHASE)], Phase] = Field(min_length=1)
-    run: Run = Run()
+    """Seed of everything that is drawn at random."""
+    phases: dict[Annotated[str, Field(pattern=_PHASE)], PhaseSettings] = Field(min_length=1)
+    """Phases by name."""
+    run: TrainingRunSettings = TrainingRunSettings()
+    """How the work is done. These settings change nothing in what is learnt, except for rounding."""
 
     @model_validator(mode="after")
     def _parts_fit(self) -> "TrainingRecipe":
@@ -166,7 +204,7 @@ class TrainingRecipe(Strict):
             for part in PARTS:
                 origin = phase.weights.get(part)  # type: ignore[call-overload]
                 if origin is None:
-                    faults.append(f"phases.{name}.weights: where does {part} start from? give new, or an earlier phase")
+                    faults.append(f"phases.{name}.weights: {part} is missing; give new, or an earlier phase")
                 elif _is_phase(origin) and origin.partition(".")[0] not in earlier:
                     known = ["new", *earlier]
                     faults.append(f"phases.{name}.weights.{part}: no earlier phase {origin!r}{nearest(origin, known)}")
@@ -179,32 +217,35 @@ class TrainingRecipe(Strict):
         return self
 
     def chosen(self, names: list[str] | None) -> list[str]:
-        """These phases, all of them where none is named, in the recipe's order. Raises RecipeError for one that is not
-        there."""
+        """The phases of these names, in the recipe's order. All phases when no name is given.
+
+        Raises RecipeError for a name that no phase has.
+        """
         for name in names or ():
             if name not in self.phases:
                 raise RecipeError(f"phases: {unknown_key(name, list(self.phases)).replace('key', 'phase', 1)}")
         return [name for name in self.phases if not names or name in names]
 
     def digest(self) -> str:
-        """12 hex digits over all that changes what is learnt."""
+        """12 hex digits of a hash over all settings that change what is learnt."""
         content = json.dumps(self.model_dump(mode="json", exclude={"name", "run"}), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
 
 class Adapters(Strict):
-    """Low-rank changes of the layers that are not trained whole (Hu et al. 2022), times alpha / rank."""
+    """Low-rank adapters on the layers that are not trained whole (Hu et al. 2022). Their output counts alpha / rank."""
 
     rank: int = Field(ge=1)
     alpha: float = Field(gt=0.0)
 
 
 class PhysicalState(Strict):
-    """Where and how much the physical state is supervised (training.physical_state_loss). block: of the main branch's
-    30, from 1. weight: of its loss beside flow matching's."""
+    """The loss of the physical state (training.models.physavatar.physical_state_loss)."""
 
     block: int = Field(ge=1, le=30)
+    """The supervised block of the main branch's 30, counted from 1."""
     weight: float = Field(gt=0.0)
+    """Weight of this loss. The loss of flow matching has weight 1."""
 
 
 class PhysAvatarTraining(Strict):
@@ -212,8 +253,8 @@ class PhysAvatarTraining(Strict):
 
     name: str
     model: Literal["physavatar"]
-    data: Data
-    optimizer: Optimizer
+    data: DataSettings
+    optimizer: OptimizerSettings
     adapters: Adapters
     physical_state: PhysicalState
 
@@ -223,15 +264,15 @@ def _is_phase(origin: str) -> bool:
 
 
 def load_training(name_or_path: str | Path) -> TrainingRecipe:
-    """The `training` section of a recipe's YAML file, or of a recipe that comes along by its name.
+    """The `training` section of a recipe, given by the path of its YAML file or by the name of a bundled recipe.
 
-    Raises RecipeError with a line for each fault, and for a model that cannot be trained here.
+    Raises RecipeError with one line for each fault, and for a model that cannot be trained here.
     """
-    path = find_recipe(str(name_or_path))
+    path = recipe_path(str(name_or_path))
     content: dict[str, Any] = read_yaml(path)
     section = content.get("training")
     if not isinstance(section, dict):
-        raise RecipeError(f"{path}: it has no `training` section, so there is nothing to train")
+        raise RecipeError(f"{path}: the recipe has no `training` section, so there is nothing to train")
     named, where = {**section, "name": content.get("name", path.stem)}, f"{path}: in training"
     if section.get("model") == "physavatar":
         validate(PhysAvatarTraining, named, where)

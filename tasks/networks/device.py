@@ -1,9 +1,12 @@
-"""Where networks run: the GPU that this process sees, else the CPU."""
+"""The device that networks run on."""
 
 import torch
 
 
 def device() -> torch.device:
-    """Also keeps float32 what it is: convolutions on a GPU round to ten bits unless told not to."""
+    """The GPU that this process sees, else the CPU.
+
+    It also switches TF32 off for convolutions on a GPU, which would round float32 inputs to a mantissa of ten bits.
+    """
     torch.backends.cudnn.allow_tf32 = False
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,8 +1,11 @@
-"""I3D, Inception inflated to three dimensions (Carreira and Zisserman, CVPR 2017), by pytorch-i3d's names.
+"""I3D, an Inception network inflated to three dimensions (Carreira and Zisserman, CVPR 2017).
 
-Features of the Fréchet video distance in its "videogpt" variant: 400 logits of Kinetics. Figures of StyleGAN-V's
-TorchScript, another file with the same graph and its own preprocessing, are not comparable. Axes: B batch, C channels,
-T frames, H and W pixels.
+It gives the features of the Fréchet video distance (FVD) in its "videogpt" variant: the 400 logits of Kinetics. It is a
+re-implementation by the names of pytorch-i3d (piergiaj/pytorch-i3d); dropout is left out. Many papers compute FVD with
+StyleGAN-V's TorchScript file instead, which has the same graph and a preprocessing of its own: their figures are not
+comparable with these.
+
+Axes: B batch, C channels, T frames, H and W pixels.
 """
 
 from pathlib import Path
@@ -11,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks import weights
 from tasks.networks.device import device
+from tasks.weights import store as weights
 
-FEATURES = 400
+FEATURES = 400  # of one video
 SIDE = 224  # pixels
-LEAST_FRAMES = 9  # fewer leave nothing to average at the end
+LEAST_FRAMES = 9  # fewer leave no frame for the last average pool
 
-# the channels of each block: 1x1; 1x1 to 3x3; 1x1 to 3x3; pooled 1x1
+# Channels of each block: of its input, then of the convolutions of its four branches: 1x1; 1x1 and 3x3; 1x1 and 3x3;
+# 1x1 after a pool.
 _MIXED = {
     "3b": (192, 64, 96, 128, 16, 32, 32),
     "3c": (256, 128, 128, 192, 32, 96, 64),
@@ -33,7 +37,7 @@ _MIXED = {
 
 
 def _padded(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Zeros about x as TensorFlow's SAME puts them: to a whole number of strides, the odd one at the end."""
+    """x with TensorFlow's SAME padding: zeros up to a whole number of strides, an odd one at the end."""
     padding: list[int] = []
     for size, side, step in zip(x.shape[2:], kernel, stride, strict=True):
         missing = max(side - (size % step or step), 0)
@@ -71,7 +75,7 @@ class _Mixed(nn.Module):
 
 
 class I3d(nn.Module):
-    """The network of `i3d_pretrained_400.pt` and `rgb_imagenet.pt`: 12.7 M parameters."""
+    """The network of `i3d_pretrained_400.pt` and `rgb_imagenet.pt`: 12.7 million parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +87,7 @@ class I3d(nn.Module):
             self.add_module(f"Mixed_{name}", _Mixed(*channels))
 
     def forward(self, videos: Tensor) -> Tensor:
-        """videos: [B, 3, T, 224, 224] RGB, -1 to 1. Returns: [B, 400], logits averaged over time."""
+        """videos: [B, 3, T, 224, 224] RGB, -1 to 1. Returns: [B, 400] logits, averaged over time."""
         x = _pooled(self.Conv3d_1a_7x7(videos), (1, 3, 3), (1, 2, 2))
         x = _pooled(self.Conv3d_2c_3x3(self.Conv3d_2b_1x1(x)), (1, 3, 3), (1, 2, 2))
         for name in _MIXED:
@@ -95,8 +99,8 @@ class I3d(nn.Module):
         return self.logits(F.avg_pool3d(x, (2, 7, 7), stride=1)).mean((2, 3, 4))
 
 
-def takes(folder: Path) -> weights.Shapes:
-    """The keys and shapes of the published checkpoint; `folder` does not matter."""
+def expected_shapes(folder: Path) -> weights.Shapes:
+    """The keys and shapes that the published checkpoint has. folder: not used; there is one layout."""
     with torch.device("meta"):
         return {key: tuple(value.shape) for key, value in I3d().state_dict().items()}
 
@@ -105,12 +109,12 @@ def load(dtype: torch.dtype = torch.float32) -> I3d:
     """The network with its published weights. Raises MissingBackend, WrongWeights."""
     (path,) = weights.files("i3d")
     network = I3d()
-    weights.fill(network, weights.read(path), path)
+    weights.load_into(network, weights.read(path), path)
     return network.to(device(), dtype).eval().requires_grad_(False)
 
 
 def prepared(frames: Tensor) -> Tensor:
-    """Frames as the network takes them: the short side to 224, bilinear, the middle cut out.
+    """Preprocess the frames of one video: scale the short side to 224 (bilinear) and crop the centre.
 
     frames: [T, H, W, 3] uint8 RGB. Returns: [3, T, 224, 224] float32, -1 to 1.
     """
@@ -125,13 +129,14 @@ def prepared(frames: Tensor) -> Tensor:
 
 @torch.inference_mode()
 def features(network: I3d, videos: Tensor, batch: int = 4) -> Tensor:
-    """What the distance is measured on, so many videos at a time.
+    """The features that FVD is computed on.
 
-    videos: [videos, 3, T, 224, 224], -1 to 1, T at least 9. Returns: [videos, 400] float64 on the CPU. Raises
-    ValueError for videos that are too short.
+    videos: [videos, 3, T, 224, 224], -1 to 1, T at least 9. batch: videos that go through the network at a time.
+
+    Returns: [videos, 400] float64 on the CPU. Raises ValueError for videos of fewer than 9 frames.
     """
     if videos.shape[2] < LEAST_FRAMES:
-        raise ValueError(f"a video of {videos.shape[2]} frames is too short for I3D: it needs {LEAST_FRAMES}")
+        raise ValueError(f"a video of {videos.shape[2]} frames is too short for I3D, which needs {LEAST_FRAMES}")
     parameter = next(network.parameters())
     parts = [network(part.to(parameter.device, parameter.dtype)) for part in videos.split(batch)]
     return torch.cat(parts).double().cpu()

@@ -1,12 +1,16 @@
-"""ArcFace's residual networks as PyTorch checkpoints (insightface, arcface_torch): 512 numbers a face.
+"""ArcFace's residual networks, IResNet-50 and -100: an embedding of 512 numbers for each aligned face.
 
-For the identity of generated faces (CSIM), where a checkpoint is PyTorch's; the packs of ONNX files are
-tasks.networks.insightface's. Axes: B batch, C channels.
+They are a re-implementation of arcface_torch's (deepinsight/insightface) and take its PyTorch checkpoints. Dropout and
+the half-precision switch are left out. They serve to compare identities of generated faces (CSIM) with a PyTorch
+checkpoint; tasks.networks.insightface runs the same networks from ONNX files.
+
+Axes: B batch, C channels.
 """
 
 import torch
 from torch import Tensor, nn
 
+# Blocks in each of the four stages.
 LAYERS = {"iresnet50": (3, 4, 14, 3), "iresnet100": (3, 13, 30, 3)}
 _EPS = 1e-5
 
@@ -32,7 +36,7 @@ class _Block(nn.Module):
 
 
 class IResNet(nn.Module):
-    """layers: blocks in each of the four stages, one of LAYERS."""
+    """An IResNet. layers: blocks in each of the four stages, one of LAYERS."""
 
     def __init__(self, layers: tuple[int, int, int, int]) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""A library's network under more than one published naming: rules that turn every naming into the library's own.
+"""Checkpoints of one network under several namings: rules that rename every key to the library's own name.
 
-Rules are (pattern, replacement) in the order they are applied; they leave the library's own names as they are, so that
-nobody has to find out first which naming a checkpoint has.
+A rule is (regular expression, replacement). Rules are applied in order. They leave the library's own names unchanged,
+so a checkpoint in any of the namings can be read without knowing which one it is in.
 """
 
 import json
@@ -13,61 +13,67 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from tasks import weights
+from tasks.weights import store as weights
 
 Network = TypeVar("Network", bound=nn.Module)
 Rules = Sequence[tuple[str, str]]
 
 
 def renamed(key: str, rules: Rules) -> str:
-    """The library's name of a key."""
+    """The library's name of a checkpoint's key."""
     for pattern, replacement in rules:
         key = re.sub(pattern, replacement, key)
     return key
 
 
 def checkpoints(name: str, folder: Path | None = None) -> list[Path]:
-    """A network's files that hold tensors; in its own folder when None. Raises MissingBackend."""
+    """The files of a network that hold tensors. folder: its own weights folder when None. Raises MissingBackend."""
     return [path for path in weights.files(name, folder) if path.suffix != ".json"]
 
 
 def config(path: Path, published: Mapping[str, Any], names: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The published configuration, with what the file at `path` says otherwise where there is one.
+    """A network's configuration: the published one, updated from the JSON file at `path` where it exists.
 
-    names: fields that are called something else in the file, {there: here}. Fields that are not in `published` are
-    passed over. Raises WrongWeights for a file that is no configuration.
+    published: every field with its published value. Other fields of the file are ignored.
+    names: fields that have another name in the file, {name in the file: name here}.
+
+    Raises WrongWeights for a file that is not a JSON object.
     """
     try:
         found = json.loads(path.read_text()) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise weights.WrongWeights(f"{path} cannot be read as JSON: {error}") from None
     if not isinstance(found, dict):
-        raise weights.WrongWeights(f"{path} holds no configuration of a network")
+        raise weights.WrongWeights(f"{path} is not the configuration of a network: it holds no JSON object")
     found = {(names or {}).get(name, name): value for name, value in found.items()}
     return {name: found.get(name, value) for name, value in published.items()}
 
 
 def empty(build: Callable[[], Network], path: Path) -> Network:
-    """A network of shapes alone, on the meta device. Raises WrongWeights where the configuration at `path`, that
-    `build` goes by, is none of such a network."""
+    """A network on the meta device: shapes without numbers.
+
+    build: makes the network from the configuration at `path`. Raises WrongWeights where it cannot.
+    """
     try:
         with torch.device("meta"):
             return build()
     except (TypeError, ValueError, AttributeError, KeyError, RuntimeError) as error:
-        raise weights.WrongWeights(f"{path} does not describe such a network: {error}") from None
+        raise weights.WrongWeights(f"{path} does not describe this network: {error}") from None
 
 
-def takes(network: nn.Module, has: Mapping[str, object], rules: Rules) -> weights.Shapes:
-    """The keys and shapes that a network takes of a checkpoint with the keys `has`, in the checkpoint's naming. Of keys
-    that the rules make one, the checkpoint may have either."""
-    there: dict[str, list[str]] = {}
+def expected_shapes(network: nn.Module, has: Mapping[str, object], rules: Rules) -> weights.Shapes:
+    """The keys and shapes that a network expects of a checkpoint, in the checkpoint's naming.
+
+    has: the checkpoint's keys. Where the rules give several keys one name, any of them will do.
+    """
+    keys_of: dict[str, list[str]] = {}
     for key in has:
-        there.setdefault(renamed(key, rules), []).append(key)
+        keys_of.setdefault(renamed(key, rules), []).append(key)
     own = {renamed(key, rules): tuple(value.shape) for key, value in network.state_dict().items()}
-    return {key: shape for name, shape in own.items() for key in there.get(name, [name])}
+    return {key: shape for name, shape in own.items() for key in keys_of.get(name, [name])}
 
 
-def fill(
+def load_into(
     network: nn.Module,
     paths: Sequence[Path],
     rules: Rules,
@@ -75,10 +81,16 @@ def fill(
     dtype: torch.dtype,
     float32: Sequence[str] = (),
 ) -> None:
-    """Put checkpoints into a network made by `empty`, one file after the other, each tensor straight to its device.
+    """Fill a network made by `empty` from its checkpoint's files.
 
-    float32: parts between the dots of keys whose tensors stay so whatever the dtype. Of keys that the rules make one,
-    only the renamed is filled. Raises WrongWeights where a key is missing, left over, or of another shape.
+    Files are read one after the other, and each tensor goes straight to the device. Where the rules give several keys
+    of the network one name, only the key of that name is filled. The network is then in evaluation mode, without
+    gradients.
+
+    dtype: of the tensors on the device.
+    float32: parts of keys (between two dots) whose tensors are float32 whatever `dtype` is.
+
+    Raises WrongWeights where a key is missing, left over, or of another shape.
     """
     wanted = {renamed(key, rules): tuple(value.shape) for key, value in network.state_dict().items()}
     found: weights.Shapes = {}

@@ -1,31 +1,31 @@
-"""Mel-frequency cepstral coefficients as python_speech_features has them by default, which is what SyncNet hears.
+"""Mel-frequency cepstral coefficients (MFCC), the audio features that SyncNet takes.
 
-Written in NumPy without matrix products, so that the numbers do not depend on the number of threads.
+It is a re-implementation of python_speech_features' `mfcc` with its default settings. It uses NumPy without matrix
+products, so that the numbers do not depend on the number of threads.
 """
 
 from functools import cache
 
 import numpy as np
 
-from tasks.clip import SAMPLE_RATE
+from tasks.media.clip import SAMPLE_RATE
 
-WINDOW, HOP = 400, 160  # samples, 25 and 10 ms: 100 columns a second
+WINDOW, HOP = 400, 160  # samples, 25 and 10 ms
 COEFFICIENTS = 13
 _N_FFT = 512
 _FILTERS = 26
 _PRE_EMPHASIS = 0.97
 _LIFTER = 22
-_LEAST = np.finfo(np.float64).eps  # in place of zero, before a logarithm
+_LEAST = np.finfo(np.float64).eps  # replaces zero before a logarithm
 
 
 def mfcc(samples: np.ndarray) -> np.ndarray:
-    """The coefficients of a sound, coefficient 0 replaced by the logarithm of the window's energy.
+    """The coefficients of a stretch of audio. Coefficient 0 is the logarithm of the window's energy.
 
-    samples: [samples] at 16 kHz on the scale of int16 (-32768..32767); SyncNet is not told of the scale in any other
-    way. The last window is filled up with zeros.
+    samples: [samples] at 16 kHz on the scale of int16 (-32768..32767). SyncNet was trained on this scale.
 
-    Returns: [columns, 13] float64, column t from 10 t milliseconds; 1 + ceil((samples - 400) / 160) of them, at least
-    one.
+    Returns: [columns, 13] float64. Column t starts at 10 t milliseconds. There are 1 + ceil((samples - 400) / 160)
+    columns, at least one; the last window is padded with zeros.
     """
     from scipy.fft import dct
 
@@ -45,7 +45,8 @@ def mfcc(samples: np.ndarray) -> np.ndarray:
 
 @cache
 def _filters() -> np.ndarray:
-    """Triangles on HTK's mel scale from 0 to 8000 Hz, their corners on whole bins: [257 frequencies, 26]."""
+    """The mel filter bank: [257 frequencies, 26]. The filters are triangles on HTK's mel scale from 0 to 8000 Hz with
+    their corners on whole bins."""
     mels = np.linspace(0.0, 2595 * np.log10(1 + SAMPLE_RATE / 2 / 700), _FILTERS + 2)
     corners = np.floor((_N_FFT + 1) * 700 * (10 ** (mels / 2595) - 1) / SAMPLE_RATE)
     bins = np.arange(_N_FFT // 2 + 1)[:, None]

@@ -1,7 +1,8 @@
-"""MiniCPM-o: a language model that looks and listens (Yao et al., 2024), by the code that comes with its weights.
+"""MiniCPM-o 2.6, a multimodal language model for images and audio (Yao et al., 2024).
 
-That code (openbmb/MiniCPM-o-2_6) was written for transformers 4.44 and wants packages of its own. Only its `chat` is
-called: turns of words, pictures and sound in, words out.
+It runs by the code that is published with its weights (openbmb/MiniCPM-o-2_6). That code was written for transformers
+4.44 and needs packages of its own. Only its `chat` is called: messages of text, images and audio in, text out. The part
+that synthesises speech is left out.
 """
 
 from collections.abc import Mapping, Sequence
@@ -9,12 +10,13 @@ from typing import Any
 
 import torch
 
-from tasks import remote_code, weights
-from tasks.chat import MAX_TOKENS, Answer, Turn
+from tasks.networks.chat import MAX_TOKENS, Answer, Message
 from tasks.networks.device import device
-from tasks.stage import MissingBackend
+from tasks.weights import remote_code
+from tasks.weights import store as weights
+from tasks.weights.missing import MissingBackend
 
-_ELSEWHERE = "a server that runs it, such as vLLM or llama.cpp, serves it to the backend `endpoint`"
+_ELSEWHERE = "run it behind a server such as vLLM or llama.cpp, and use the backend `endpoint`"
 
 
 class MiniCPM:
@@ -24,32 +26,32 @@ class MiniCPM:
         self._network, self._tokenizer = network, tokenizer
 
     @torch.inference_mode()
-    def __call__(self, turns: Sequence[Turn], schema: Mapping[str, Any] | None = None) -> Answer:
-        """The answer of its beam search, without chance. schema: is not enforced; the question has to say it."""
-        said = self._network.chat(
-            msgs=[{"role": turn.role, "content": _content(turn)} for turn in turns],
+    def __call__(self, messages: Sequence[Message], schema: Mapping[str, Any] | None = None) -> Answer:
+        """Answer by beam search, without sampling. schema: not enforced; the prompt has to describe the answer."""
+        text = self._network.chat(
+            msgs=[{"role": message.role, "content": _content(message)} for message in messages],
             tokenizer=self._tokenizer,
             sampling=False,
             max_new_tokens=MAX_TOKENS,
             max_slice_nums=1,
             use_image_id=False,
         )
-        if not isinstance(said, str):
-            raise TypeError(f"MiniCPM-o's chat gives {type(said).__name__} for words")
-        return Answer(said)
+        if not isinstance(text, str):
+            raise TypeError(f"MiniCPM-o's chat returned {type(text).__name__} instead of text")
+        return Answer(text)
 
 
-def _content(turn: Turn) -> list[Any]:
+def _content(message: Message) -> list[Any]:
     from PIL import Image
 
-    # the marks of its template, for pictures, sounds and turns, are words in angle brackets
-    words = turn.text.replace("<", "(").replace(">", ")")
-    sound = [] if turn.sound is None else [turn.sound]
-    return [*(Image.fromarray(image) for image in turn.images), *sound, words]
+    # the template's special tokens for images, audio and roles are words in angle brackets
+    text = message.text.replace("<", "(").replace(">", ")")
+    sound = [] if message.sound is None else [message.sound]
+    return [*(Image.fromarray(image) for image in message.images), *sound, text]
 
 
 def check_imports() -> None:
-    """See that what its code imports is installed; nothing of it is run. Raises MissingBackend."""
+    """Check, without running the model's code, that the packages it imports are installed. Raises MissingBackend."""
     from transformers.dynamic_module_utils import check_imports as missing
 
     for path in sorted(weights.find("minicpm-o").glob("*.py")):
@@ -57,14 +59,16 @@ def check_imports() -> None:
             missing(path)
         except ImportError as error:
             first = str(error).partition(". Run")[0]
-            raise MissingBackend(f"MiniCPM-o's {path.name}: {first}; install them, or: {_ELSEWHERE}") from None
+            raise MissingBackend(f"MiniCPM-o's {path.name}: {first}; install them, or {_ELSEWHERE}") from None
 
 
 def load(trusted: str, dtype: torch.dtype = torch.bfloat16) -> MiniCPM:
-    """The model with its published weights, without the part that speaks, run by the code beside them.
+    """Load the model with its published weights, through the code beside them, without its speech synthesis.
 
-    trusted: the hash by which the recipe trusts that code (tasks.remote_code). dtype: as published, unless told
-    otherwise. Raises MissingBackend, WrongWeights.
+    trusted: the hash of that code, by which the recipe trusts it (tasks.weights.remote_code).
+    dtype: of the weights; bfloat16 as published.
+
+    Raises MissingBackend, WrongWeights.
     """
     from transformers import AutoConfig, AutoModel, AutoTokenizer
 
@@ -77,9 +81,9 @@ def load(trusted: str, dtype: torch.dtype = torch.bfloat16) -> MiniCPM:
         network = AutoModel.from_pretrained(
             folder, config=config, local_files_only=True, trust_remote_code=True, use_safetensors=True, dtype=dtype
         )
-    except Exception as error:  # whatever the code beside the weights raises
+    except Exception as error:  # the code beside the weights may raise anything
         raise weights.WrongWeights(
             f"MiniCPM-o in {folder} cannot be loaded: {type(error).__name__}: {error}. Its code was written for "
-            f"transformers 4.44; {_ELSEWHERE}"
+            f"transformers 4.44. You may also {_ELSEWHERE}"
         ) from error
     return MiniCPM(network.to(where).eval().requires_grad_(False), tokenizer)

@@ -1,7 +1,8 @@
-"""Q-Align: pictures and films rated by a language model's choice among five words (Wu et al., ICML 2024).
+"""Q-Align: images and videos rated by the logits that a language model gives to five words (Wu et al., ICML 2024).
 
-The published model (q-future/one-align) brings code of its own, of which only the call is used here: token ids and
-pixels in, logits out. Prompt, padding, frames, words and weights are ours, as the paper's scorer has them.
+The published model (q-future/one-align) comes with code of its own. Of that code only the forward pass runs here: token
+ids and pixels in, logits out. Prompt, preprocessing and the score from the logits are re-implemented after the paper's
+scorer.
 """
 
 from collections.abc import Sequence
@@ -10,16 +11,17 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tasks import remote_code, weights
 from tasks.networks.device import device
+from tasks.weights import remote_code
+from tasks.weights import store as weights
 
 LEVELS = ("excellent", "good", "fair", "poor", "bad")
-_WORTH = (5.0, 4.0, 3.0, 2.0, 1.0)
+_SCORES = (5.0, 4.0, 3.0, 2.0, 1.0)  # of the levels
 SIDE = 448  # pixels
-_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
+_MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's mean and standard deviation of RGB
 _STD = (0.26862954, 0.26130258, 0.27577711)
-_PICTURE = -200  # the token id that the model replaces by the picture
-_BATCH = 4  # pictures at a time
+_IMAGE_TOKEN = -200  # the token id that the model replaces by the image
+_BATCH = 4  # images at a time
 
 Asked = Literal["quality", "aesthetics"]
 
@@ -29,19 +31,18 @@ class QAlign:
 
     def __init__(self, network: Any, tokenizer: Any) -> None:
         self._network, self._tokenizer = network, tokenizer
-        # a word is its second token: the first begins the text
+        # the tokenizer puts a start token first; the word's own token is the second
         self._levels = [tokenizer(word).input_ids[1] for word in LEVELS]
 
     def images(self, images: Sequence[np.ndarray], asked: Asked) -> np.ndarray:
-        """How good pictures are, each alone. images: [height, width, 3] uint8 RGB each. Returns: [images] float64, 1
-        to 5."""
+        """Rate images, each alone. images: [height, width, 3] uint8 RGB each. Returns: [images] float64, 1 to 5."""
         parts = [self._rated(images[at : at + _BATCH], asked) for at in range(0, len(images), _BATCH)]
         return np.concatenate(parts) if parts else np.zeros(0)
 
     def video(self, frames: Sequence[np.ndarray], asked: Asked) -> float:
-        """How good a film is, its frames in one prompt: another number than the mean of their own.
+        """Rate a video. All frames stand in one prompt, so the score is not the mean of the frames' own.
 
-        frames: one a second, and one of a film below that; [height, width, 3] uint8 RGB each. Returns: 1 to 5.
+        frames: one a second, at least one; [height, width, 3] uint8 RGB each. Returns: 1 to 5.
         """
         return float(self._scored(torch.stack([prepared(frame) for frame in frames])[None], asked, "video")[0])
 
@@ -53,25 +54,28 @@ class QAlign:
         parameter = next(self._network.parameters())
         ids = torch.tensor([self._prompt(asked, kind)] * len(pixels), device=parameter.device)
         seen = pixels.to(parameter.device, parameter.dtype)
-        # one tensor of pictures, or a list with the frames of each film
+        # the model takes one tensor of images, or a list with the frames of each video
         logits = self._network(ids, images=seen if kind == "image" else list(seen))["logits"]
         return scores(logits[:, -1, self._levels].float().cpu().numpy())
 
     def _prompt(self, asked: Asked, kind: Literal["image", "video"]) -> list[int]:
         before = f"USER: How would you rate the {asked} of this {kind}?\n"
         after = f"\nASSISTANT: The {asked} of the {kind} is"
-        # each part begins with the token that begins a text; it stays once
-        return [*self._tokenizer(before).input_ids, _PICTURE, *self._tokenizer(after).input_ids[1:]]
+        # both parts begin with the start token; the second one's is dropped
+        return [*self._tokenizer(before).input_ids, _IMAGE_TOKEN, *self._tokenizer(after).input_ids[1:]]
 
 
 def scores(logits: np.ndarray) -> np.ndarray:
-    """The mean of 5, 4, 3, 2, 1 under the softmax of five logits. [..., 5] in the order of LEVELS to [...] float64."""
+    """The expected score: the mean of 5, 4, 3, 2, 1 weighted by the softmax of the five levels' logits.
+
+    logits: [..., 5] in the order of LEVELS. Returns: [...] float64, 1 to 5.
+    """
     weight = np.exp(logits.astype(np.float64) - logits.max(-1, keepdims=True))
-    return weight / weight.sum(-1, keepdims=True) @ np.array(_WORTH)
+    return weight / weight.sum(-1, keepdims=True) @ np.array(_SCORES)
 
 
 def prepared(image: np.ndarray) -> torch.Tensor:
-    """A picture as the model sees it: padded to a square with CLIP's mean colour, scaled to 448, normalised.
+    """Preprocess an image: pad it to a square with CLIP's mean colour, scale it to 448 pixels, normalise.
 
     image: [height, width, 3] uint8 RGB. Returns: [3, 448, 448] float32.
     """
@@ -87,16 +91,18 @@ def prepared(image: np.ndarray) -> torch.Tensor:
 
 
 def precision() -> torch.dtype:
-    """What the model computes in unless told otherwise: half precision on a GPU, as published; float32 elsewhere, where
-    half precision is slow."""
+    """The dtype that the model computes in by default: float16 on a GPU, as published. On a CPU, where float16 is slow,
+    it is float32."""
     return torch.float16 if device().type == "cuda" else torch.float32
 
 
 def load(trusted: str, dtype: torch.dtype | None = None) -> QAlign:
-    """The model with its published weights, run by the code beside them.
+    """Load the model with its published weights, through the code beside them.
 
-    trusted: the hash by which the recipe trusts that code (tasks.remote_code). dtype: `precision` when None. Raises
-    MissingBackend, WrongWeights.
+    trusted: the hash of that code, by which the recipe trusts it (tasks.weights.remote_code).
+    dtype: of the weights; `precision()` when None.
+
+    Raises MissingBackend, WrongWeights.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -107,6 +113,6 @@ def load(trusted: str, dtype: torch.dtype | None = None) -> QAlign:
         network: Any = AutoModelForCausalLM.from_pretrained(
             folder, local_files_only=True, trust_remote_code=True, dtype=dtype or precision()
         )
-    except Exception as error:  # whatever the code beside the weights raises
+    except Exception as error:  # the code beside the weights may raise anything
         raise weights.WrongWeights(f"Q-Align in {folder} cannot be loaded: {type(error).__name__}: {error}") from error
     return QAlign(network.to(device()).eval().requires_grad_(False), tokenizer)

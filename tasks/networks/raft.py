@@ -1,7 +1,10 @@
-"""RAFT, large: dense optical flow by recurrent lookups in all-pairs correlations (Teed and Deng, ECCV 2020).
+"""RAFT, the large model: dense optical flow by recurrent lookups in all-pairs correlations (Teed and Deng, ECCV 2020).
 
-Modules are named as in Princeton's checkpoints (raft-things.pth and its kin); torchvision's (raft_large_C_T_SKHT_V2)
-hold the same network under other names. Axes: B batch, C channels, H and W pixels, h and w eighths of them.
+It is a re-implementation of Princeton's code (princeton-vl/RAFT) for inference. Modules are named as in its checkpoints
+(raft-things.pth, raft-sintel.pth, raft-kitti.pth). torchvision's checkpoint (raft_large_C_T_SKHT_V2) holds the same
+network under other names and is read too. The small model, dropout and the correlation kernel for CUDA are left out.
+
+Axes: B batch, C channels, H and W pixels, h and w eighths of them.
 """
 
 import re
@@ -11,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks import weights
 from tasks.networks.device import device
+from tasks.weights import store as weights
 
-_LEVELS, _RADIUS = 4, 4
-_HIDDEN = 128
-_LEAST = 128  # pixels a side: below, the coarsest level of the correlations has a single row
+_LEVELS, _RADIUS = 4, 4  # of the correlation pyramid, and of the window that is looked up in each level
+_HIDDEN = 128  # channels of the hidden state
+_MIN_SIDE = 128  # pixels; below, the coarsest level of the correlation pyramid has a single row
 
-# Princeton's names to torchvision's; `norm3` is the same tensor as `downsample.1`
+# From Princeton's names to torchvision's. `norm3` and `downsample.1` are one module under two names.
 _RENAMED = (
     (r"^fnet\.", "feature_encoder."),
     (r"^cnet\.", "context_encoder."),
@@ -81,9 +84,9 @@ class _MotionEncoder(nn.Module):
         self.conv = nn.Conv2d(192 + 64, 128 - 2, 3, padding=1)
 
     def forward(self, flow: Tensor, correlation: Tensor) -> Tensor:
-        seen = F.relu(self.convc2(F.relu(self.convc1(correlation))))
-        moved = F.relu(self.convf2(F.relu(self.convf1(flow))))
-        return torch.cat([F.relu(self.conv(torch.cat([seen, moved], 1))), flow], 1)
+        correlation = F.relu(self.convc2(F.relu(self.convc1(correlation))))
+        motion = F.relu(self.convf2(F.relu(self.convf1(flow))))
+        return torch.cat([F.relu(self.conv(torch.cat([correlation, motion], 1))), flow], 1)
 
 
 def _gate(kernel: tuple[int, int]) -> nn.Conv2d:
@@ -91,7 +94,7 @@ def _gate(kernel: tuple[int, int]) -> nn.Conv2d:
 
 
 class _Gru(nn.Module):
-    """A convolutional GRU, along the rows and then along the columns."""
+    """A separable convolutional GRU: one step along the rows, then one along the columns."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +133,7 @@ class _Update(nn.Module):
 
 
 class Raft(nn.Module):
-    """The network of `raft-things.pth`: 5.3 M parameters."""
+    """The network of `raft-things.pth`: 5.3 million parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,36 +142,44 @@ class Raft(nn.Module):
         self.update_block = _Update()
 
     def features(self, images: Tensor) -> Tensor:
-        """[B, 3, H, W] RGB, 0 to 255, H and W multiples of 8, to the [B, 256, h, w] that are matched."""
+        """The features that are matched. images: [B, 3, H, W] RGB, 0 to 255, H and W multiples of 8.
+
+        Returns: [B, 256, h, w].
+        """
         return self.fnet(images / 127.5 - 1)
 
     def forward(self, images: Tensor, first: Tensor, second: Tensor, iterations: int = 12) -> Tensor:
-        """Flow from one image to another.
+        """Flow from each first image to its second one.
 
-        images: [B, 3, H, W] RGB, 0 to 255, those where the flow starts; H and W multiples of 8, at least 128. first,
-        second: [B, 256, h, w], `features` of these and of those where it ends.
+        images: [B, 3, H, W] RGB, 0 to 255, the first images; H and W multiples of 8, at least 128.
+        first, second: [B, 256, h, w], `features` of the first and of the second images.
+        iterations: updates of the flow.
 
         Returns: [B, 2, H, W], x and y in pixels.
         """
         return self.upsampled(*self.iterate(images, first, second, iterations)[-1])
 
     def iterate(self, images: Tensor, first: Tensor, second: Tensor, iterations: int) -> list[tuple[Tensor, Tensor]]:
-        """After each iteration the hidden state, [B, 128, h, w], and the flow, [B, 2, h, w] in eighths of pixels."""
+        """The hidden state, [B, 128, h, w], and the flow, [B, 2, h, w] in units of 8 pixels, after each iteration.
+
+        Arguments as those of `forward`.
+        """
         hidden, context = self.cnet(images / 127.5 - 1).split(_HIDDEN, 1)
         hidden, context = torch.tanh(hidden), F.relu(context)
         pyramid = _correlations(first, second)
         start = _grid(first)
-        at, states = start, []
+        target, states = start, []
         for _ in range(iterations):
-            flow = at - start
-            seen = self.update_block.encoder(flow, _looked_up(pyramid, at))
-            hidden = self.update_block.gru(hidden, torch.cat([context, seen], 1))
-            at = at + self.update_block.flow_head(hidden)
-            states.append((hidden, at - start))
+            flow = target - start
+            motion = self.update_block.encoder(flow, _lookup(pyramid, target))
+            hidden = self.update_block.gru(hidden, torch.cat([context, motion], 1))
+            target = target + self.update_block.flow_head(hidden)
+            states.append((hidden, target - start))
         return states
 
     def upsampled(self, hidden: Tensor, flow: Tensor) -> Tensor:
-        """Each pixel's flow, [B, 2, H, W], a convex combination of its nine coarse neighbours (section 3.3)."""
+        """Upsample the flow to [B, 2, H, W], in pixels. Each pixel's flow is a convex combination of its nine coarse
+        neighbours (section 3.3)."""
         batch, _, h, w = flow.shape
         weight = (0.25 * self.update_block.mask(hidden)).view(batch, 1, 9, 8, 8, h, w).softmax(2)
         near = F.unfold(8 * flow, (3, 3), padding=1).view(batch, 2, 9, 1, 1, h, w)
@@ -177,14 +188,15 @@ class Raft(nn.Module):
 
 
 def _grid(like: Tensor) -> Tensor:
-    """[B, 2, h, w], each place's own x and y."""
+    """Each position's own x and y: [B, 2, h, w]."""
     batch, _, h, w = like.shape
     y, x = torch.meshgrid(torch.arange(h, device=like.device), torch.arange(w, device=like.device), indexing="ij")
     return torch.stack([x, y]).to(like.dtype).expand(batch, 2, h, w)
 
 
 def _correlations(first: Tensor, second: Tensor) -> list[Tensor]:
-    """How alike all pairs of places are, at four resolutions of the second: each [B * h * w, 1, h', w']."""
+    """The correlation pyramid: the dot product of every position of the first features with every position of the
+    second, at four resolutions of the second, [B * h * w, 1, h', w'] each."""
     batch, channels, h, w = first.shape
     volume = first.flatten(2).transpose(1, 2) @ second.flatten(2) / channels**0.5
     pyramid = [volume.reshape(batch * h * w, 1, h, w)]
@@ -193,18 +205,20 @@ def _correlations(first: Tensor, second: Tensor) -> list[Tensor]:
     return pyramid
 
 
-def _looked_up(pyramid: list[Tensor], at: Tensor) -> Tensor:
-    """The correlations about the places `at`, [B, 2, h, w]: [B, 4 * 81, h, w]. In the window of nine by nine the x
-    offset is the slower axis, as in the checkpoints."""
-    batch, _, h, w = at.shape
-    steps = torch.arange(-_RADIUS, _RADIUS + 1, device=at.device, dtype=at.dtype)
+def _lookup(pyramid: list[Tensor], target: Tensor) -> Tensor:
+    """The correlations in a window of 9 x 9 around each target position, [B, 2, h, w]: [B, 4 * 81, h, w].
+
+    The x offset is the slower axis of the window, as in the checkpoints.
+    """
+    batch, _, h, w = target.shape
+    steps = torch.arange(-_RADIUS, _RADIUS + 1, device=target.device, dtype=target.dtype)
     window = torch.stack(torch.meshgrid(steps, steps, indexing="ij"), -1)
-    centre = at.permute(0, 2, 3, 1).reshape(batch * h * w, 1, 1, 2)
+    centre = target.permute(0, 2, 3, 1).reshape(batch * h * w, 1, 1, 2)
     levels = []
     for level, volume in enumerate(pyramid):
-        size = torch.tensor([volume.shape[-1] - 1, volume.shape[-2] - 1], device=at.device, dtype=at.dtype)
-        seen = F.grid_sample(volume, 2 * (centre / 2**level + window) / size - 1, align_corners=True)
-        levels.append(seen.view(batch, h, w, -1))
+        size = torch.tensor([volume.shape[-1] - 1, volume.shape[-2] - 1], device=target.device, dtype=target.dtype)
+        sampled = F.grid_sample(volume, 2 * (centre / 2**level + window) / size - 1, align_corners=True)
+        levels.append(sampled.view(batch, h, w, -1))
     return torch.cat(levels, -1).permute(0, 3, 1, 2)
 
 
@@ -215,8 +229,8 @@ def to_torchvision(key: str) -> str:
     return key
 
 
-def takes(folder: Path) -> weights.Shapes:
-    """The keys and shapes of the checkpoint in `folder`, in whichever of the two namings it is written."""
+def expected_shapes(folder: Path) -> weights.Shapes:
+    """The keys and shapes that the checkpoint in `folder` should have, in its own one of the two namings."""
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in Raft().state_dict().items()}
     return {to_torchvision(key): shape for key, shape in shapes.items()} if _of_torchvision(folder) else shapes
@@ -227,14 +241,14 @@ def _of_torchvision(folder: Path) -> bool:
 
 
 def load(dtype: torch.dtype = torch.float32) -> Raft:
-    """The network with its published weights, in either naming. Raises MissingBackend, WrongWeights."""
+    """Load the network with its published weights, in either naming. Raises MissingBackend, WrongWeights."""
     (path,) = weights.files("raft")
     state, network = weights.read(path), Raft()
     if any(key.startswith("feature_encoder.") for key in state):
         renamed = {key: to_torchvision(key) for key in network.state_dict()}
         left_over = state.keys() - set(renamed.values())
         state = {key: state[name] for key, name in renamed.items() if name in state} | {k: state[k] for k in left_over}
-    weights.fill(network, state, path)
+    weights.load_into(network, state, path)
     return network.to(device(), dtype).eval().requires_grad_(False)
 
 
@@ -242,14 +256,16 @@ def load(dtype: torch.dtype = torch.float32) -> Raft:
 def flows(network: Raft, images: Tensor, iterations: int = 12) -> Tensor:
     """Flow between successive images.
 
-    images: [frames, 3, H, W] uint8 RGB of any size; all pairs are computed at once, at some 60 MB for a pair of
-    320x180. Sides that are no multiples of 8, or below 128, are padded by repeating the border, on both sides alike.
+    All pairs go through the network together. A pair of 320x180 takes some 60 MB. A side that is below 128 pixels or
+    not a multiple of 8 is padded by repeating the border, half of it at either end.
+
+    images: [frames, 3, H, W] uint8 RGB of any size.
 
     Returns: [frames - 1, 2, H, W] float32 on the CPU, x and y in pixels.
     """
     parameter = next(network.parameters())
     height, width = images.shape[-2:]
-    down, across = (max(_LEAST, -(-side // 8) * 8) - side for side in (height, width))
+    down, across = (max(_MIN_SIDE, -(-side // 8) * 8) - side for side in (height, width))
     left, top = across // 2, down // 2
     padded = F.pad(
         images.to(parameter.device, parameter.dtype), (left, across - left, top, down - top), mode="replicate"

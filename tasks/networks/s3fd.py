@@ -1,7 +1,8 @@
-"""S3FD: the face detector that SyncNet's published figures start from (Zhang et al., S3FD, ICCV 2017; sfd_face.pth).
+"""S3FD, the face detector behind SyncNet's published figures (Zhang et al., S3FD, ICCV 2017; sfd_face.pth).
 
-Modules are named as in the checkpoint: `vgg` is VGG-16 up to a dilated fc7, `extras` two coarser levels; boxes and
-scores come from six levels of strides 4 to 128, one prior box a place.
+It is a re-implementation of the detector in SyncNet's pipeline (joonson/syncnet_python), without training. Modules are
+named as in the checkpoint: `vgg` is VGG-16 up to a dilated fc7, `extras` adds two coarser levels. Boxes and scores come
+from six levels of strides 4 to 128, with one prior box at each position.
 """
 
 from collections.abc import Sequence
@@ -12,18 +13,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks import weights
 from tasks.networks.device import device
+from tasks.weights import store as weights
 
-SCALE = 0.25  # of the picture that is searched, in SyncNet's pipeline
-MIN_SCORE = 0.9
+SCALE = 0.25  # SyncNet's pipeline detects in frames of a quarter of their size
+MIN_SCORE = 0.9  # of a face, in SyncNet's pipeline
 _MEAN = (123.0, 117.0, 104.0)  # RGB
 _STRIDES = (4, 8, 16, 32, 64, 128)
-_SIZES = (16, 32, 64, 128, 256, 512)  # pixels of the priors
-_CENTRE, _SIZE = 0.1, 0.2  # what the regression was scaled by
-_MOST_SEEN, _MOST_KEPT = 5000, 750
-_SAME_LEVELS, _SAME_FACE = 0.3, 0.1  # overlaps from which two boxes are of one face
-_BATCH = 8
+_SIZES = (16, 32, 64, 128, 256, 512)  # pixels of the prior boxes
+_CENTRE_VARIANCE, _SIZE_VARIANCE = 0.1, 0.2  # scales of the box regression
+_MAX_CANDIDATES, _MAX_FACES = 5000, 750  # before and after the first suppression
+_LEVELS_IOU, _FACES_IOU = 0.3, 0.1  # of the first and of the second non-maximum suppression
+_BATCH = 8  # images
 
 
 class _L2Norm(nn.Module):
@@ -48,7 +49,7 @@ def _vgg() -> list[nn.Module]:
 
 
 class S3FD(nn.Module):
-    """The network of `sfd_face.pth`: 22.5 M parameters."""
+    """The network of `sfd_face.pth`: 22.5 million parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,17 +65,17 @@ class S3FD(nn.Module):
         )
         sources = (256, 512, 512, 1024, 512, 256)
         self.loc = nn.ModuleList(nn.Conv2d(channels, 4, 3, padding=1) for channels in sources)
-        # at the finest level, three kinds of background
+        # the finest level has three background classes
         self.conf = nn.ModuleList(
             nn.Conv2d(channels, 2 if level else 4, 3, padding=1) for level, channels in enumerate(sources)
         )
 
     def heads(self, x: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """The last convolutions' outputs, finest level first.
+        """The raw box regressions and class scores of each level, finest first.
 
-        x: [batch, 3, height, width] RGB, 0 to 255 less the mean (123, 117, 104).
+        x: [batch, 3, height, width] RGB, 0 to 255 minus the mean (123, 117, 104).
 
-        Returns: boxes, [batch, 4, h, w] each; scores, [batch, 2, h, w] each, 4 for 2 at the first.
+        Returns: boxes, [batch, 4, h, w] each; scores, [batch, 2, h, w] each, [batch, 4, h, w] at the first level.
         """
         sources = []
         for number, layer in enumerate(self.vgg):
@@ -91,47 +92,48 @@ class S3FD(nn.Module):
         return boxes, [head(source) for head, source in zip(self.conf, sources, strict=True)]
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Every place's box and how sure it is that this is a face.
+        """The box and the score of every position.
 
         images: [batch, 3, height, width] RGB, 0 to 255.
 
-        Returns: [batch, places, 4] x0, y0, x1, y1 in pixels; [batch, places], 0 to 1.
+        Returns: boxes, [batch, positions, 4], x0, y0, x1, y1 in pixels; scores of a face, [batch, positions], 0 to 1.
         """
         mean = torch.tensor(_MEAN, device=images.device, dtype=images.dtype)[:, None, None]
         boxes, scores = self.heads(images - mean)
         scores[0] = torch.cat([scores[0][:, :3].amax(1, keepdim=True), scores[0][:, 3:]], 1)
-        moved = torch.cat([each.flatten(2) for each in boxes], 2).transpose(1, 2).float()
+        offsets = torch.cat([each.flatten(2) for each in boxes], 2).transpose(1, 2).float()
         faces = torch.cat([each.float().softmax(1)[:, 1].flatten(1) for each in scores], 1)
-        priors = torch.cat([_priors(level, *each.shape[-2:]) for level, each in enumerate(boxes)]).to(moved.device)
-        centre = priors[:, :2] + _CENTRE * moved[..., :2] * priors[:, 2:]
-        half = priors[:, 2:] * torch.exp(_SIZE * moved[..., 2:]) / 2
+        priors = torch.cat([_priors(level, *each.shape[-2:]) for level, each in enumerate(boxes)]).to(offsets.device)
+        centre = priors[:, :2] + _CENTRE_VARIANCE * offsets[..., :2] * priors[:, 2:]
+        half = priors[:, 2:] * torch.exp(_SIZE_VARIANCE * offsets[..., 2:]) / 2
         return torch.cat([centre - half, centre + half], -1), faces
 
 
 def _priors(level: int, h: int, w: int) -> Tensor:
-    """[h * w, 4]: centre x, centre y, width, height of a level's prior boxes, pixels."""
+    """A level's prior boxes: [h * w, 4], centre x, centre y, width, height in pixels."""
     stride, size = _STRIDES[level], float(_SIZES[level])
     y, x = torch.meshgrid((torch.arange(h) + 0.5) * stride, (torch.arange(w) + 0.5) * stride, indexing="ij")
     sides = torch.full_like(x, size)
     return torch.stack([x, y, sides, sides], -1).flatten(0, 1)
 
 
-def takes(folder: Path) -> weights.Shapes:
-    """The keys and shapes of the checkpoint in `folder`."""
+def expected_shapes(folder: Path) -> weights.Shapes:
+    """The keys and shapes that the published checkpoint has. folder: not used; there is one layout."""
     with torch.device("meta"):
         return {key: tuple(value.shape) for key, value in S3FD().state_dict().items()}
 
 
 def load(on: torch.device | None = None, dtype: torch.dtype = torch.float32) -> S3FD:
-    """The network with its published weights, on the GPU where there is one. Raises MissingBackend, WrongWeights."""
+    """Load the network with its published weights, on the GPU where there is one. Raises MissingBackend,
+    WrongWeights."""
     (path,) = weights.files("s3fd")
     network = S3FD()
-    weights.fill(network, weights.read(path), path)
+    weights.load_into(network, weights.read(path), path)
     return ready(network, on, dtype)
 
 
 def ready(network: S3FD, on: torch.device | None = None, dtype: torch.dtype = torch.float32) -> S3FD:
-    """To be measured with: where and as what it runs, and its kernels laid out as they are fastest."""
+    """Prepare the network for inference: device, dtype, and kernels in the memory layout that is fastest."""
     network = network.to(on or device(), dtype).eval().requires_grad_(False)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -143,34 +145,37 @@ def faces(
     min_score: float = MIN_SCORE,
     batch: int = _BATCH,
 ) -> list[np.ndarray]:
-    """The faces in each picture as SyncNet's pipeline finds them.
+    """Detect the faces in each image as SyncNet's pipeline does.
 
-    images: [height, width, 3] uint8 RGB each, all of one size. scale: they are searched at, bilinear. min_score: 0 to
-    1. batch: pictures that go through the network together, each some 500 bytes a pixel searched in float32.
+    images: [height, width, 3] uint8 RGB each, all of one size.
+    scale: images are scaled by it for detection, bilinear.
+    min_score: the score of a face has to exceed it, 0 to 1.
+    batch: images that go through the network together. Each takes some 500 bytes a scaled pixel in float32.
 
-    Returns: for each picture [faces, 5] float64, x0, y0, x1, y1 in its pixels and the score, surest first.
+    Returns: for each image [faces, 5] float64, x0, y0, x1, y1 in its pixels and the score, highest score first.
     """
     import cv2
 
     parameter = next(network.parameters())
     found = []
-    for at in range(0, len(images), batch):
-        some = [cv2.resize(image, None, fx=scale, fy=scale) for image in images[at : at + batch]]
+    for first in range(0, len(images), batch):
+        scaled = [cv2.resize(image, None, fx=scale, fy=scale) for image in images[first : first + batch]]
         height, width = images[0].shape[:2]
-        across, down = width / some[0].shape[1], height / some[0].shape[0]
+        across, down = width / scaled[0].shape[1], height / scaled[0].shape[0]
         with torch.inference_mode():
-            x = torch.from_numpy(np.stack(some)).to(parameter.device).permute(0, 3, 1, 2).to(parameter.dtype)
+            x = torch.from_numpy(np.stack(scaled)).to(parameter.device).permute(0, 3, 1, 2).to(parameter.dtype)
             boxes, scores = (each.cpu().numpy() for each in network(x.contiguous(memory_format=torch.channels_last)))
-        for places, sure in zip(boxes.astype(np.float64), scores.astype(np.float64), strict=True):
-            rows = np.column_stack([places * (across, down, across, down), sure])[sure > min_score]
-            levels = rows[_kept(rows, _SAME_LEVELS)][:_MOST_KEPT]
-            found.append(levels[_kept(levels, _SAME_FACE)])
+        for box, score in zip(boxes.astype(np.float64), scores.astype(np.float64), strict=True):
+            rows = np.column_stack([box * (across, down, across, down), score])[score > min_score]
+            candidates = rows[_suppressed(rows, _LEVELS_IOU)][:_MAX_FACES]
+            found.append(candidates[_suppressed(candidates, _FACES_IOU)])
     return found
 
 
-def _kept(rows: np.ndarray, overlap: float) -> list[int]:
-    """Of [boxes, 5] those that no surer one overlaps by more than this (intersection over union), surest first."""
-    order = np.argsort(-rows[:, 4], kind="stable")[:_MOST_SEEN]
+def _suppressed(rows: np.ndarray, max_iou: float) -> list[int]:
+    """Non-maximum suppression: the rows to keep of [boxes, 5], highest score first. A row is dropped where its
+    intersection over union with a better one exceeds `max_iou`."""
+    order = np.argsort(-rows[:, 4], kind="stable")[:_MAX_CANDIDATES]
     areas = (rows[:, 2] - rows[:, 0]) * (rows[:, 3] - rows[:, 1])
     kept = []
     while order.size:
@@ -178,5 +183,5 @@ def _kept(rows: np.ndarray, overlap: float) -> list[int]:
         kept.append(best)
         sides = np.minimum(rows[best, 2:4], rows[order, 2:4]) - np.maximum(rows[best, :2], rows[order, :2])
         both = np.maximum(sides, 0).prod(axis=1)
-        order = order[both <= overlap * (areas[best] + areas[order] - both)]
+        order = order[both <= max_iou * (areas[best] + areas[order] - both)]
     return kept

@@ -1,8 +1,11 @@
-"""SyncNet: do these lips and this sound belong together (Chung and Zisserman, Out of time, 2016; syncnet_v2.model).
+"""SyncNet: do lips and audio belong together (Chung and Zisserman, Out of time, 2016; syncnet_v2.model).
 
-Two networks give a vector each for five frames of a mouth and for the 0.2 s of sound that go with them. Slid along
-each other, the vectors are nearest where sound and picture fit. Modules are named as in the checkpoint. Pictures come
-25 a second, sound has 16 kHz. An offset of +k frames means that the sound is k frames early (the reference's sign).
+One network embeds a window of five frames of a mouth, the other the 0.2 s of audio of the same time. The audio
+embeddings are shifted against those of the lips; the distance is smallest at the offset where the two fit. It is a
+re-implementation of the reference (joonson/syncnet_python) with modules named as in its checkpoint, without training.
+
+Frames come at 25 a second, audio at 16 kHz. An offset of +k frames means that the audio is k frames early, as in the
+reference.
 """
 
 from collections.abc import Iterable, Iterator
@@ -15,21 +18,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tasks import weights
-from tasks.clip import SAMPLE_RATE
+from tasks.media.clip import SAMPLE_RATE
 from tasks.networks.device import device
 from tasks.networks.mfcc import HOP, WINDOW, mfcc
+from tasks.weights import store as weights
 
 FPS = 25
-SIDE = 224  # pixels of the picture of a mouth
+SIDE = 224  # pixels of a mouth crop
 FRAMES = 5  # of a window
-SHIFT = 15  # frames either way that the published figures look: 31 offsets
-_SAMPLES = SAMPLE_RATE // FPS  # of a frame
-_STEP = _SAMPLES // HOP  # columns of sound for a frame, 4
-_COLUMNS = FRAMES * _STEP  # of a window
-_LIP_BATCH = 16  # windows: about 250 MB at the first layer in float32
-_SOUND_BATCH = 64
-_SMOOTHED = 9  # frames
+SHIFT = 15  # frames, the largest offset either way in the published figures: 31 offsets
+_SAMPLES = SAMPLE_RATE // FPS  # audio samples of a frame
+_STEP = _SAMPLES // HOP  # MFCC columns of a frame, 4
+_COLUMNS = FRAMES * _STEP  # MFCC columns of a window
+_LIP_BATCH = 16  # windows; about 250 MB at the first layer in float32
+_SOUND_BATCH = 64  # windows
+_MEDIAN_WINDOWS = 9  # of the median filter over the windows' confidences
 
 
 def _conv2d(channels: int, out: int, kernel: tuple[int, int] = (3, 3), padding: int = 1) -> list[nn.Module]:
@@ -52,7 +55,7 @@ def _perceptron() -> nn.Sequential:
 
 
 class SyncNet(nn.Module):
-    """The network of `syncnet_v2.model`: 13.6 M parameters."""
+    """The network of `syncnet_v2.model`: 13.6 million parameters."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -82,25 +85,33 @@ class SyncNet(nn.Module):
         )
 
     def sound(self, columns: Tensor) -> Tensor:
-        """[windows, 1, 13, 20] coefficients of sound to [windows, 1024]."""
+        """Embed audio windows. columns: [windows, 1, 13, 20] MFCC. Returns: [windows, 1024]."""
         return self.netfcaud(self.netcnnaud(columns).flatten(1))
 
-    def lips(self, pictures: Tensor) -> Tensor:
-        """[batch, 3, frames, 224, 224] BGR, 0 to 255, at least five frames, to [batch, frames - 4, 1024].
+    def lips(self, crops: Tensor) -> Tensor:
+        """Embed every window of five successive mouth crops.
 
-        Only the first layer sees several frames, and does not pad them: windows of one strip are what they are alone.
+        Only the first layer spans several frames, and it does not pad them. So the windows of a long strip get the same
+        embeddings as each alone.
+
+        crops: [batch, 3, frames, 224, 224] BGR, 0 to 255, at least five frames.
+
+        Returns: [batch, frames - 4, 1024].
         """
-        seen = self.seen(pictures)
-        return self.netfclip(seen.flatten(0, 1)).unflatten(0, seen.shape[:2])
+        features = self.lip_features(crops)
+        return self.netfclip(features.flatten(0, 1)).unflatten(0, features.shape[:2])
 
-    def seen(self, pictures: Tensor) -> Tensor:
-        """What the convolutions make of the same: [batch, frames - 4, 512]."""
-        return self.netcnnlip(pictures).flatten(2).transpose(1, 2)
+    def lip_features(self, crops: Tensor) -> Tensor:
+        """The convolutional features of the same windows: [batch, frames - 4, 512]."""
+        return self.netcnnlip(crops).flatten(2).transpose(1, 2)
 
 
-def takes(folder: Path) -> weights.Shapes:
-    """The keys and shapes of the checkpoint in `folder`. One that is older than the counters of the batch
-    normalisations, which nothing is computed from, has none of them."""
+def expected_shapes(folder: Path) -> weights.Shapes:
+    """The keys and shapes that the checkpoint in `folder` should have.
+
+    An old checkpoint lacks the batch normalisations' counters (num_batches_tracked), which inference does not use.
+    Then they are not expected.
+    """
     with torch.device("meta"):
         shapes = {key: tuple(value.shape) for key, value in SyncNet().state_dict().items()}
     (name,) = weights.published("syncnet").files
@@ -114,34 +125,35 @@ def _is_counter(key: str) -> bool:
 
 
 def load(on: torch.device | None = None, dtype: torch.dtype = torch.float32) -> SyncNet:
-    """The network with its published weights, on the GPU where there is one. Raises MissingBackend, WrongWeights."""
+    """Load the network with its published weights, on the GPU where there is one. Raises MissingBackend,
+    WrongWeights."""
     (path,) = weights.files("syncnet")
     state, network = weights.read(path), SyncNet()
     if not any(map(_is_counter, state)):
         state |= {key: value for key, value in network.state_dict().items() if _is_counter(key)}
-    weights.fill(network, state, path)
+    weights.load_into(network, state, path)
     return ready(network, on, dtype)
 
 
 def ready(network: SyncNet, on: torch.device | None = None, dtype: torch.dtype = torch.float32) -> SyncNet:
-    """To be measured with: where and as what it runs, and its kernels laid out as they are fastest."""
+    """Prepare the network for inference: device, dtype, and kernels in the memory layout that is fastest."""
     network = network.to(on or device(), dtype).eval().requires_grad_(False)
-    # two thirds of the time on a CPU; torch's stubs do not know the argument
+    # takes two thirds of the time on a CPU; torch's stubs do not know the argument
     network.netcnnlip.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
     return network
 
 
-def lip_vectors(network: SyncNet, pictures: Iterable[np.ndarray], batch: int = _LIP_BATCH) -> Tensor:
-    """A vector for each five successive pictures of a mouth.
+def lip_vectors(network: SyncNet, crops: Iterable[np.ndarray], batch: int = _LIP_BATCH) -> Tensor:
+    """Embed every window of five successive mouth crops.
 
-    pictures: [224, 224, 3] uint8 RGB each, 25 a second; read one by one, batch + 4 are held at a time. batch: windows
-    that go through the network together, some 16 MB each at its first layer in float32.
+    crops: [224, 224, 3] uint8 RGB each, 25 a second. They are read as needed; batch + 4 are held at a time.
+    batch: windows that go through the network together, some 16 MB each at its first layer in float32.
 
-    Returns: [windows, 1024] float32 on the CPU, pictures - 4 of them; none of fewer than five pictures.
+    Returns: [windows, 1024] float32 on the CPU. There are crops - 4 windows, none for fewer than five crops.
     """
     parameter = next(network.parameters())
     found = [torch.empty(0, 1024)]
-    for strip in _strips(iter(pictures), batch):
+    for strip in _strips(iter(crops), batch):
         with torch.inference_mode():
             bgr = torch.from_numpy(strip).to(parameter.device).flip(-1).permute(3, 0, 1, 2)[None]
             laid_out = bgr.to(parameter.dtype).contiguous(memory_format=torch.channels_last_3d)
@@ -149,10 +161,11 @@ def lip_vectors(network: SyncNet, pictures: Iterable[np.ndarray], batch: int = _
     return torch.cat(found)
 
 
-def _strips(pictures: Iterator[np.ndarray], batch: int) -> Iterator[np.ndarray]:
-    """[frames, 224, 224, 3] with up to `batch` windows each, overlapping by what a window needs of the one before."""
+def _strips(crops: Iterator[np.ndarray], batch: int) -> Iterator[np.ndarray]:
+    """Group crops to arrays of up to `batch` windows, [frames, 224, 224, 3] each. Successive arrays overlap by the
+    four frames that windows share."""
     held: list[np.ndarray] = []
-    while new := list(islice(pictures, batch + FRAMES - 1 - len(held))):
+    while new := list(islice(crops, batch + FRAMES - 1 - len(held))):
         held += new
         if len(held) >= FRAMES:
             yield np.stack(held)
@@ -160,93 +173,105 @@ def _strips(pictures: Iterator[np.ndarray], batch: int) -> Iterator[np.ndarray]:
 
 
 def sound_vectors(network: SyncNet, columns: np.ndarray, windows: int, batch: int = _SOUND_BATCH) -> Tensor:
-    """A vector for the sound of each window.
+    """Embed the audio of each window.
 
-    columns: [columns, 13] of tasks.networks.mfcc; window v hears 4 v to 4 v + 19, so that it takes 4 * windows + 16.
+    columns: [columns, 13] MFCC (tasks.networks.mfcc), at least 4 * windows + 16. Window v has columns 4 v to 4 v + 19.
+    windows: how many to embed, from the first.
+    batch: windows that go through the network together.
 
-    Returns: [windows, 1024] float32 on the CPU.
+    Returns: [windows, 1024] float32 on the CPU. Raises ValueError where there are too few columns.
     """
     parameter = next(network.parameters())
-    heard = np.lib.stride_tricks.sliding_window_view(columns, _COLUMNS, axis=0)[::_STEP][:windows]
-    if len(heard) < windows:
-        raise ValueError(f"{len(columns)} columns of sound are too few for {windows} windows")
+    inputs = np.lib.stride_tricks.sliding_window_view(columns, _COLUMNS, axis=0)[::_STEP][:windows]
+    if len(inputs) < windows:
+        raise ValueError(f"{len(columns)} MFCC columns are too few for {windows} windows")
     found = [torch.empty(0, 1024)]
-    for at in range(0, windows, batch):
+    for first in range(0, windows, batch):
         with torch.inference_mode():
-            some = torch.from_numpy(heard[at : at + batch].astype(np.float32))[:, None]
-            found.append(network.sound(some.to(parameter.device, parameter.dtype)).float().cpu())
+            part = torch.from_numpy(inputs[first : first + batch].astype(np.float32))[:, None]
+            found.append(network.sound(part.to(parameter.device, parameter.dtype)).float().cpu())
     return torch.cat(found)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """How lips and sound fit.
-
-    offset: frames by which the sound is early, where the mean distance is least. distance: that least mean distance
-    (Sync-D, LSE-D). confidence: how far it is below the median of all offsets' (Sync-C, LSE-C). mean_distances:
-    [2 * shift + 1] float32, from the offset of +shift to -shift. distances: [windows, 2 * shift + 1] float32, NaN
-    where an offset has no sound to a window.
-    """
+    """How well lips and audio fit."""
 
     offset: int
+    """The offset of the smallest mean distance: frames by which the audio is early."""
     distance: float
+    """The smallest mean distance (Sync-D, LSE-D)."""
     confidence: float
+    """The median of all offsets' mean distances minus the smallest one (Sync-C, LSE-C)."""
     mean_distances: np.ndarray
+    """[2 * shift + 1] float32, the mean over the windows, from the offset +shift to -shift."""
     distances: np.ndarray
+    """[windows, 2 * shift + 1] float32, NaN where a window has no audio at an offset."""
 
     @property
     def confidences(self) -> np.ndarray:
-        """[windows] float32, each window's own confidence at the offset, by a median over nine of them."""
+        """[windows] float32, each window's own confidence at the offset, smoothed by a median over nine windows."""
         from scipy.signal import medfilt
 
-        at = self.distances[:, int(self.mean_distances.argmin())]
-        return medfilt(np.median(self.mean_distances) - at, _SMOOTHED)
+        best = self.distances[:, int(self.mean_distances.argmin())]
+        return medfilt(np.median(self.mean_distances) - best, _MEDIAN_WINDOWS)
 
 
-def evaluate(network: SyncNet, pictures: Iterable[np.ndarray], samples: np.ndarray, shift: int = SHIFT) -> Fit:
-    """Lips against sound exactly as the reference does, for figures that are comparable to published ones.
+def evaluate(network: SyncNet, crops: Iterable[np.ndarray], samples: np.ndarray, shift: int = SHIFT) -> Fit:
+    """Compare lips and audio exactly as the reference does. The figures are comparable to published ones.
 
-    It leaves out the last window, and beyond either end of the sound it compares with vectors of zeros
-    (`zero_padded`), which weighs the more the shorter a video is.
+    The reference leaves out the last window. Beyond either end of the audio it compares with vectors of zeros
+    (`zero_padded`), which distorts the figures of short videos most.
 
-    pictures: [224, 224, 3] uint8 RGB, 25 a second. samples: [samples] on the scale of int16, from the time of the
-    first picture. Raises ValueError when there is not one window.
+    crops: [224, 224, 3] uint8 RGB each, 25 a second.
+    samples: [samples] at 16 kHz on the scale of int16, from the time of the first crop.
+    shift: the largest offset in frames, either way.
+
+    Raises ValueError where there is no whole window.
     """
-    lips = lip_vectors(network, pictures)
+    lips = lip_vectors(network, crops)
     windows = min(len(lips) + FRAMES - 1, len(samples) // _SAMPLES) - FRAMES
     if windows < 1:
-        raise ValueError(f"picture and sound together are shorter than {FRAMES + 1} frames")
+        raise ValueError(f"frames and audio together are shorter than {FRAMES + 1} frames")
     return zero_padded(lips[:windows], sound_vectors(network, mfcc(samples), windows), shift)
 
 
-def compare(network: SyncNet, pictures: Iterable[np.ndarray], samples: np.ndarray, shift: int = SHIFT) -> Fit:
-    """Lips against sound as `evaluate` does, but of all windows and with nothing beyond the ends (`overlapping`), so
-    that short clips are measured by what is in them. Arguments likewise; Raises ValueError when the windows are fewer
-    than 2 * shift."""
-    lips = lip_vectors(network, pictures)
+def compare_windows(network: SyncNet, crops: Iterable[np.ndarray], samples: np.ndarray, shift: int = SHIFT) -> Fit:
+    """Compare lips and audio as `evaluate` does, but over all windows and without padding (`overlapping`), so that the
+    figures of short clips are not distorted.
+
+    Arguments as those of `evaluate`. Raises ValueError for fewer than 2 * shift windows.
+    """
+    lips = lip_vectors(network, crops)
     windows = min(len(lips) + FRAMES - 1, len(samples) // _SAMPLES) - FRAMES + 1
     if windows < max(1, 2 * shift):
-        raise ValueError(f"{max(windows, 0)} windows are too few to look {shift} frames either way")
-    # the last window hears 15 ms more than its frames last
+        raise ValueError(f"{max(windows, 0)} windows are too few for offsets of {shift} frames either way")
+    # the last window's audio is 15 ms longer than its frames
     end = (windows + FRAMES - 1) * _SAMPLES + WINDOW - HOP
-    heard = np.pad(samples[:end], (0, max(0, end - len(samples))))
-    return overlapping(lips[:windows], sound_vectors(network, mfcc(heard), windows), shift)
+    audio = np.pad(samples[:end], (0, max(0, end - len(samples))))
+    return overlapping(lips[:windows], sound_vectors(network, mfcc(audio), windows), shift)
 
 
 def zero_padded(lips: Tensor, sound: Tensor, shift: int) -> Fit:
-    """The reference's distances: [windows, size] both, sound's continued by vectors of zeros on both sides."""
+    """Fit with the reference's distances. The audio embeddings are padded with zeros at both ends.
+
+    lips, sound: [windows, size] embeddings each. shift: the largest offset in frames, either way.
+    """
     padded = F.pad(sound, (0, 0, shift, shift))
     return _fit(torch.stack([F.pairwise_distance(lips, row) for row in padded.unfold(0, len(lips), 1).mT], 1))
 
 
 def overlapping(lips: Tensor, sound: Tensor, shift: int) -> Fit:
-    """Distances where there is both: [windows, size] both; each offset's mean is over the windows that it has."""
+    """Fit without padding. Each offset's mean is over the windows that have audio at it.
+
+    Arguments as those of `zero_padded`.
+    """
     padded = F.pad(sound, (0, 0, shift, shift), value=float("nan"))
     return _fit(torch.stack([F.pairwise_distance(lips, row) for row in padded.unfold(0, len(lips), 1).mT], 1))
 
 
 def _fit(distances: Tensor) -> Fit:
-    """From [windows, 2 * shift + 1] distances, NaN where there is none."""
+    """distances: [windows, 2 * shift + 1], NaN where a window has no audio at an offset."""
     mean = distances.nanmean(0)
     least = int(mean.argmin())
     return Fit(

@@ -1,7 +1,8 @@
-"""Wan2.1's video VAE (Wan Team 2025, section 4.1) through diffusers: streams of frames to latents and back.
+"""Wan2.1's video VAE (Wan Team 2025, section 4.1): streams of frames to latents, and back.
 
-Its convolutions look only back in time, and what they look back at is kept between the pieces of a stream: two frames
-for each, however long the video is, and the numbers are those of the whole video at once.
+The network runs through diffusers. Its convolutions are causal in time. Each keeps the two frames that it needs from
+the pieces before, so memory does not grow with the length of a video, and the numbers are those of the whole video at
+once. Left out are sampling from the posterior (its mode is taken) and tiling.
 """
 
 from collections.abc import Iterable, Iterator
@@ -11,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from tasks import weights
-from tasks.latent_codec import WAN_CHANNELS
 from tasks.networks import layouts
+from tasks.networks.latent_geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE, WAN_CHANNELS
+from tasks.weights import store as weights
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl_wan import AutoencoderKLWan
@@ -41,16 +42,21 @@ PUBLISHED: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
     "patch_size": None,
-    "scale_factor_temporal": 4,
-    "scale_factor_spatial": 8,
+    "scale_factor_temporal": TEMPORAL_STRIDE,
+    "scale_factor_spatial": SPATIAL_STRIDE,
 }
-# those of Wan2.2's VAE, of other strides and channels, differ in these
+# Wan2.2's VAE has other strides and channels. Its configuration differs in these fields.
 _WAN21 = ("z_dim", "temperal_downsample", "is_residual", "in_channels", "out_channels", "patch_size")
 
 
 def rules(res_blocks: int = PUBLISHED["num_res_blocks"]) -> layouts.Rules:
-    """From the names in Wan2.1_VAE.pth to diffusers'. res_blocks: num_res_blocks, by which the decoder's one list of
-    layers falls into blocks: one residual layer more than that, then what enlarges, in all blocks but the last."""
+    """The rules from the names in Wan2.1_VAE.pth to those of diffusers.
+
+    The original's decoder is one list of layers. diffusers has it in blocks: `res_blocks` + 1 residual layers each and,
+    in all blocks but the last, an upsampling layer.
+
+    res_blocks: the configuration's num_res_blocks.
+    """
     upsamples = []
     for block in range(len(PUBLISHED["dim_mult"])):
         first = block * (res_blocks + 2)
@@ -85,65 +91,69 @@ def _empty(folder: Path) -> "AutoencoderKLWan":
     config = layouts.config(path, PUBLISHED)
     other = [f"{name} {config[name]}" for name in _WAN21 if config[name] != PUBLISHED[name]]
     if other:
-        raise weights.WrongWeights(f"{path} is not of Wan2.1's VAE: {', '.join(other)}")
+        raise weights.WrongWeights(f"{path} is not the configuration of Wan2.1's VAE: {', '.join(other)}")
     return layouts.empty(lambda: AutoencoderKLWan(**config), path)
 
 
-def takes(folder: Path) -> weights.Shapes:
-    """The keys and shapes of the checkpoint in `folder`, in whichever of the two namings it is written."""
+def expected_shapes(folder: Path) -> weights.Shapes:
+    """The keys and shapes that the checkpoint in `folder` should have, in its own one of the two namings."""
     network = _empty(folder)
     has = weights.shapes(*layouts.checkpoints(NAME, folder))
-    return layouts.takes(network, has, rules(network.config["num_res_blocks"]))
+    return layouts.expected_shapes(network, has, rules(network.config["num_res_blocks"]))
 
 
 def load(device: torch.device, dtype: torch.dtype = torch.float32) -> "AutoencoderKLWan":
-    """The network with its published weights, in either naming. Raises MissingBackend, WrongWeights."""
+    """Load the network with its published weights, in either naming. Raises MissingBackend, WrongWeights."""
     network = _empty(weights.find(NAME))
-    layouts.fill(network, layouts.checkpoints(NAME), rules(network.config["num_res_blocks"]), device, dtype)
+    layouts.load_into(network, layouts.checkpoints(NAME), rules(network.config["num_res_blocks"]), device, dtype)
     return network
 
 
 def encode(vae: "AutoencoderKLWan", pieces: Iterable[Tensor]) -> Iterator[Tensor]:
-    """A stream of video to latents, as the posterior's mode, (z - mean) / std.
+    """Encode a stream of video to latents: the posterior's mode z, normalised to (z - mean) / std.
 
-    pieces: [batch, 3, frames, height, width] float, RGB from -1 to 1, height and width multiples of 8: the first of one
-    frame, every other of four. Yields: for each its latent frame, [batch, 16, height / 8, width / 8] float32.
+    pieces: [batch, 3, frames, height, width] float each, RGB from -1 to 1, height and width multiples of 8. The first
+        piece has one frame, every other has four.
+
+    Yields: the latent frame of each piece, [batch, 16, height / 8, width / 8] float32.
     """
     mean, std = _statistics(vae)
-    kept = _memory(vae.encoder)
+    cache = _cache(vae.encoder)
     for piece in pieces:
         with torch.inference_mode():
-            moments = vae.quant_conv(vae.encoder(piece.to(vae.device, vae.dtype), feat_cache=kept, feat_idx=[0]))
+            moments = vae.quant_conv(vae.encoder(piece.to(vae.device, vae.dtype), feat_cache=cache, feat_idx=[0]))
             latent = (moments[:, : mean.shape[1], 0].float() - mean) / std
         yield latent
 
 
 def decode(vae: "AutoencoderKLWan", latents: Iterable[Tensor]) -> Iterator[Tensor]:
-    """A stream of latents to video.
+    """Decode a stream of latents to video.
 
-    latents: [batch, 16, height / 8, width / 8] as `encode` gives them. Yields: for the first one frame, for every other
-    four, [batch, 3, frames, height, width] float32, RGB from -1 to 1.
+    latents: [batch, 16, height / 8, width / 8] each, normalised as `encode` gives them.
+
+    Yields: the frames of each latent, [batch, 3, frames, height, width] float32, RGB from -1 to 1. The first latent has
+    one frame, every other has four.
     """
     mean, std = _statistics(vae)
-    kept = _memory(vae.decoder)
+    cache = _cache(vae.decoder)
     for number, latent in enumerate(latents):
         with torch.inference_mode():
             z = (latent.to(vae.device, torch.float32) * std + mean).to(vae.dtype)
             frames = vae.decoder(
-                vae.post_quant_conv(z[:, :, None]), feat_cache=kept, feat_idx=[0], first_chunk=not number
+                vae.post_quant_conv(z[:, :, None]), feat_cache=cache, feat_idx=[0], first_chunk=not number
             )
             frames = frames.float().clamp(-1, 1)
         yield frames
 
 
 def _statistics(vae: "AutoencoderKLWan") -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the channels, [1, 16, 1, 1] float32."""
+    """Mean and standard deviation of the channels, [1, 16, 1, 1] float32 each."""
     mean, std = (torch.tensor(vae.config[name], device=vae.device) for name in ("latents_mean", "latents_std"))
     return mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
 
 
-def _memory(half: torch.nn.Module) -> list[Any]:
-    """Room for what each convolution of the encoder or decoder keeps of the pieces before."""
+def _cache(half: torch.nn.Module) -> list[Any]:
+    """An empty cache for the encoder or the decoder: an entry for each convolution that keeps frames."""
     from diffusers.models.autoencoders.autoencoder_kl_wan import WanCausalConv3d
 
     return [None] * sum(isinstance(module, WanCausalConv3d) for module in half.modules())

@@ -1,6 +1,6 @@
-"""Whisper's encoder: what is said and how, 50 states a second (Radford et al., 2022), through transformers.
+"""Whisper's encoder: 50 hidden states for each second of speech (Radford et al., 2022).
 
-Of a published checkpoint only the encoder is used; the decoder's tensors are left where they are.
+The network runs through transformers. The decoder is left out: its tensors in a checkpoint are not loaded.
 """
 
 import re
@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from tasks import weights
-from tasks.clip import SAMPLE_RATE
-from tasks.log_mel import CHUNK_S, log_mel
+from tasks.media.clip import SAMPLE_RATE
 from tasks.networks import layouts
 from tasks.networks.device import device
+from tasks.networks.log_mel import CHUNK_S, log_mel
+from tasks.weights import store as weights
 
 if TYPE_CHECKING:
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 Layers = Literal["last", "mean"] | int
 
 STATES_PER_S = 50
-_OVERLAP_S = 5  # of two windows of a long sound; each gives half of it, away from where it sees nothing
-_BATCH = 4  # windows at a time: in float32 1.2 GB of scratch in large-v3
+_OVERLAP_S = 5  # seconds that successive windows share; the earlier one gives the first half, the later one the second
+_BATCH = 4  # windows at a time; with large-v3 in float32 they take 1.2 GB of memory for activations
 
 _RULES = ((r"^(model\.)?encoder\.", ""),)
 _DECODER = re.compile(r"^((model\.)?decoder\.|proj_out\.)")
@@ -38,57 +38,58 @@ def _empty(folder: Path) -> "WhisperEncoder":
     return layouts.empty(lambda: WhisperEncoder(config), path)
 
 
-def takes(folder: Path) -> weights.Shapes:
-    """The keys and shapes of the checkpoint in `folder`: those of its encoder, and whatever its decoder has."""
+def expected_shapes(folder: Path) -> weights.Shapes:
+    """The keys and shapes that the checkpoint in `folder` should have: the encoder's, and whatever its decoder has."""
     has = weights.shapes(*layouts.checkpoints("whisper", folder))
     decoder = {key: shape for key, shape in has.items() if _DECODER.match(key)}
-    return layouts.takes(_empty(folder), has, _RULES) | decoder
+    return layouts.expected_shapes(_empty(folder), has, _RULES) | decoder
 
 
 def load(dtype: torch.dtype = torch.float32) -> Any:
-    """The WhisperEncoder with its published weights, of whichever size. Raises MissingBackend, WrongWeights."""
+    """Load the WhisperEncoder with its published weights, of any size. Raises MissingBackend, WrongWeights."""
     folder = weights.find("whisper")
     network: torch.nn.Module = _empty(folder).to_empty(device=device())
     state: dict[str, torch.Tensor] = {}
     for path in layouts.checkpoints("whisper", folder):
         found = weights.read(path)
         state |= {layouts.renamed(key, _RULES): value for key, value in found.items() if not _DECODER.match(key)}
-    weights.fill(network, state, folder)
+    weights.load_into(network, state, folder)
     return network.to(dtype).eval().requires_grad_(False)
 
 
 @torch.inference_mode()
 def states(encoder: "WhisperEncoder", samples: np.ndarray, layers: Layers = "last") -> np.ndarray:
-    """The encoder's states of a sound.
+    """The encoder's hidden states of a stretch of audio.
 
-    samples: [samples] float in -1..1 at 16 kHz. Longer than 30 s, it is heard in windows of 30 s that overlap by 5 s.
-    layers: "last", the output after its layer norm; "mean", the mean of what goes into and comes out of all layers,
-    that output being the last of them; a number k, what comes out of layer k (0: what goes into the first).
+    samples: [samples] float in -1..1 at 16 kHz. Audio longer than 30 s is encoded in windows of 30 s that overlap by
+        5 s.
+    layers: which states. "last": the output, after its layer norm. A number k: the output of layer k, and 0 the input
+        of the first layer. "mean": the mean of all of these, from the first layer's input to the normed output.
 
-    Returns: [ceil(50 * seconds), dim] float32; state k is centred on 20 k milliseconds and saw the whole window.
+    Returns: [ceil(50 * seconds), dim] float32. State k is centred on 20 k milliseconds.
     """
     length = -(-len(samples) * STATES_PER_S // SAMPLE_RATE)
     step = (CHUNK_S - _OVERLAP_S) * SAMPLE_RATE
     starts = range(0, max(len(samples) - _OVERLAP_S * SAMPLE_RATE, 1), step)
     parameter = next(encoder.parameters())
-    heard: list[torch.Tensor] = []
-    for at in range(0, len(starts), _BATCH):
+    windows: list[torch.Tensor] = []
+    for first in range(0, len(starts), _BATCH):
         mels = [
             log_mel(samples[start : start + CHUNK_S * SAMPLE_RATE], encoder.config.num_mel_bins).T
-            for start in starts[at : at + _BATCH]
+            for start in starts[first : first + _BATCH]
         ]
         features = torch.from_numpy(np.stack(mels)).to(parameter.device, parameter.dtype)
-        heard += _chosen(encoder, features, layers).float().cpu().unbind(0)
+        windows += _layer_states(encoder, features, layers).float().cpu().unbind(0)
     edge = _OVERLAP_S * STATES_PER_S // 2
     parts = [
-        window[edge if number else 0 : None if number == len(heard) - 1 else -edge]
-        for number, window in enumerate(heard)
+        window[edge if number else 0 : None if number == len(windows) - 1 else -edge]
+        for number, window in enumerate(windows)
     ]
     return torch.cat(parts)[:length].numpy()
 
 
-def _chosen(encoder: "WhisperEncoder", features: torch.Tensor, layers: Layers) -> torch.Tensor:
-    """[windows, mels, 3000] to [windows, 1500, dim]."""
+def _layer_states(encoder: "WhisperEncoder", features: torch.Tensor, layers: Layers) -> torch.Tensor:
+    """The states of the chosen layers. features: [windows, mels, 3000]. Returns: [windows, 1500, dim]."""
     if layers == "last":
         return encoder(features).last_hidden_state
     hidden = encoder(features, output_hidden_states=True).hidden_states

@@ -1,3 +1,5 @@
+"""Dataset manifests: written the same each time, and `verify` finds every fault of a dataset."""
+
 import gzip
 import hashlib
 import io
@@ -108,7 +110,7 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def test_a_sound_dataset_has_no_faults(storage: Storage, s3_folder: str, make_clip) -> None:
+def test_an_undamaged_dataset_has_no_faults(storage: Storage, s3_folder: str, make_clip) -> None:
     for place in (storage, make(s3_folder, make_clip)):
         for deep in (True, False):
             report = verify(address(place), deep)
@@ -117,7 +119,7 @@ def test_a_sound_dataset_has_no_faults(storage: Storage, s3_folder: str, make_cl
             assert report.hours == pytest.approx(3 / 3600, abs=1e-5)
 
 
-def test_the_manifest_is_the_same_bytes_and_adds_up(tmp_path: Path, storage: Storage, make_clip) -> None:
+def test_the_manifest_has_the_same_bytes_each_time_and_adds_up(tmp_path: Path, storage: Storage, make_clip) -> None:
     manifest = load(address(storage))
     assert [shard.name for shard in manifest.shards] == sorted(shard.name for shard in manifest.shards)
     assert {tier: summary.samples for tier, summary in manifest.tiers.items()} == {"hq": 1, "main": 2}
@@ -141,7 +143,7 @@ def test_a_manifest_that_cannot_be_read_says_why(storage: Storage, content: byte
         storage.write_bytes("dataset.json", content)
     with pytest.raises(ManifestError, match=words):
         load(address(storage))
-    if content is None:  # nothing to verify, which is no fault in it
+    if content is None:  # there is nothing to verify, so no fault can be reported
         with pytest.raises(NoDataset, match=words):
             verify(address(storage))
     else:
@@ -202,7 +204,7 @@ def test_sums_that_do_not_add_up_are_found(storage: Storage) -> None:
         (lambda members: members + members, ["is in this shard twice"] * 2 + ["samples, ", "hours, "]),
     ],
 )
-def test_every_broken_promise_of_a_sample_is_found(storage: Storage, change, words: list[str]) -> None:
+def test_every_fault_of_a_sample_is_found(storage: Storage, change, words: list[str]) -> None:
     shard = rewrite(storage, change)
     found = [what for what in faults(storage) if "hours" not in what or "hours" in str(words)]
     assert all(what.startswith(shard.name) for what in found)
@@ -228,7 +230,7 @@ class Bomb:
         return os.mkdir, (str(self.path),)
 
 
-def test_a_hostile_tar_is_reported_and_nothing_of_it_happens(storage: Storage, tmp_path: Path) -> None:
+def test_a_hostile_tar_is_reported_and_has_no_effect(storage: Storage, tmp_path: Path) -> None:
     def named(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
         info = tarfile.TarInfo(name)
         info.type, info.linkname = kind, link
@@ -280,7 +282,7 @@ def test_sizes_that_a_tar_claims_are_not_believed(storage: Storage) -> None:
         assert len(faults(storage)) >= 2
 
 
-def test_where_there_is_no_dataset_the_one_nearby_is_named(tmp_path: Path) -> None:
+def test_a_missing_dataset_is_reported_with_the_one_nearby(tmp_path: Path) -> None:
     with pytest.raises(NoDataset, match="there is no such dataset manifest"):
         verify(f"{tmp_path}/nothing/dataset.json")
     with pytest.raises(NoDataset, match=r"is a folder without a dataset\.json"):

@@ -1,3 +1,5 @@
+"""Source manifests: every format is read the same way, and a bad row is reported with its place and reason."""
+
 import csv
 import json
 import os
@@ -59,7 +61,7 @@ def test_whatever_is_written_comes_back(tmp_path: Path, extension: str, table: t
         assert source.metadata == {name: row[name] for name in names if name != "uri"}
 
 
-def test_every_row_says_where_it_stands(tmp_path: Path) -> None:
+def test_every_row_has_its_place(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_bytes(b'\xef\xbb\xbfuri,caption\r\n"two\nlines.mp4","a ""quoted"" word\r\nand more"\r\n\r\nb.mp4,\r\n')
     first, second = good(path)
@@ -67,7 +69,7 @@ def test_every_row_says_where_it_stands(tmp_path: Path) -> None:
     assert second == SourceRow(f"{tmp_path}/b.mp4", {"caption": ""}, f"{path}:6")
 
 
-def test_a_bad_row_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_a_bad_row_is_reported_and_the_rest_is_read(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     path.write_bytes(
         b"uri,caption\n"
@@ -106,7 +108,7 @@ def test_a_bad_row_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
     assert all(words in bad[line] for line, words in expected.items()), bad
 
 
-def test_a_quote_left_open_costs_its_own_row_only(tmp_path: Path) -> None:
+def test_an_unclosed_quote_costs_only_its_own_row(tmp_path: Path) -> None:
     path = tmp_path / "m.csv"
     lines = [f"{k}.mp4,c" for k in range(5000)]
     lines[100] = '100.mp4,"open'
@@ -116,7 +118,7 @@ def test_a_quote_left_open_costs_its_own_row_only(tmp_path: Path) -> None:
     assert len(rows) == 5000
 
 
-def test_jsonl_keeps_values_as_text_and_names_bad_lines(tmp_path: Path) -> None:
+def test_jsonl_keeps_values_as_text_and_reports_bad_lines(tmp_path: Path) -> None:
     path = tmp_path / "m.jsonl"
     deep = "[" * 100_000
     path.write_bytes(
@@ -158,7 +160,7 @@ def test_parquet_types_become_text(tmp_path: Path) -> None:
     assert rows[3].where == f"{path}:row 4"
 
 
-def test_a_damaged_part_of_a_parquet_file_is_named_and_the_rest_is_read(tmp_path: Path) -> None:
+def test_a_damaged_part_of_a_parquet_file_is_reported_and_the_rest_is_read(tmp_path: Path) -> None:
     path = tmp_path / "m.parquet"
     table = pa.table({"uri": [f"{os.urandom(8).hex()}.mp4" for _ in range(3000)]})
     pq.write_table(table, path, row_group_size=1000, use_dictionary=False, compression="zstd")
@@ -197,7 +199,7 @@ def test_a_manifest_that_cannot_be_read_says_why(tmp_path: Path, name: str, cont
     assert words in str(error.value)
 
 
-def test_what_is_not_there_is_said() -> None:
+def test_a_missing_manifest_is_reported_by_its_address() -> None:
     for address in ("nowhere.csv", "nowhere/", "nosuch://x/m.csv", "zip://m.csv::x.zip"):
         with pytest.raises(ManifestError, match=address):
             list(read_sources(address))

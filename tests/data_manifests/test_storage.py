@@ -1,3 +1,5 @@
+"""Storage: writes are complete or leave nothing, and names stay inside the folder."""
+
 from pathlib import Path
 
 import pytest
@@ -17,7 +19,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_sweep_removes_what_a_kill_left(tmp_path: Path) -> None:
+def test_sweep_removes_the_half_written_files_of_a_killed_run(tmp_path: Path) -> None:
     storage = Storage(str(tmp_path))
     storage.write_bytes("a/kept.tmp.bin", b"1")
     (tmp_path / "a" / ".0123456789abcdef.tmp").write_bytes(b"half")

@@ -1,4 +1,4 @@
-"""What the tests that look at a finished run share."""
+"""Fixtures of the flows' tests: a Prefect server, footage, finished runs and a browser."""
 
 import json
 import os
@@ -20,15 +20,15 @@ import pytest
 from data_manifests.dataset import DatasetManifest
 from data_manifests.sources import BadRow, SourceRow
 from data_manifests.storage import Storage
-from flows.report import add_times
+from flows.report.times import add_times
 from flows.summary import Summary
-from tasks.curation import Curation
-from tasks.engine import Engine
-from tasks.outcome import Outcome
+from tasks.execution.curation import Curation
+from tasks.execution.outcome import Outcome
+from tasks.execution.worker_pool import WorkerPool
 from tasks.recipe import Recipe, load_recipe
 
 FILES = ["talk_3s.mp4", "cuts_plain.mp4", "frozen.mp4", "shake.mp4", "nobody.mp4", "truncated.mp4"]
-HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}.mp4"
+HOSTILE = "<img src=x onerror=alert(1)>\"'&{{7*7}}.mp4"  # markup and template code, unless it is escaped
 
 Curate = Callable[..., Outcome]
 ROOT = Path(__file__).parents[2]
@@ -36,10 +36,12 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Server:
-    """A Prefect server of the tests' own. env: for what is to be started against it."""
+    """A Prefect server of the tests' own."""
 
     api: str
+    """Address of its API."""
     env: dict[str, str]
+    """Environment for processes that should use it."""
 
     def prefect(self, *arguments: str, timeout: float = 240) -> str:
         done = subprocess.run(
@@ -65,7 +67,7 @@ class Server:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One for all tests, since a start takes ten seconds. Flows that run in this process use it as well."""
+    """One Prefect server for all tests, since a start takes ten seconds. Flows that run in this process use it, too."""
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with socket.socket() as free:
@@ -104,7 +106,7 @@ FLOW_FILES = ["talk_medium.mp4", "cuts_plain.mp4", "fps_2997.mp4", "nobody.mp4",
 
 @pytest.fixture(scope="session")
 def folder_of_footage(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a few of the generated files: talking, cuts, an awkward timing, a broken one, a copy."""
+    """A folder of generated files: talk, cuts, 29.97 frames a second, nobody, a truncated file, a copy of the first."""
     folder = tmp_path_factory.mktemp("folder of footage")
     for name in FLOW_FILES:
         shutil.copy(world.path(name), folder / name)
@@ -115,8 +117,9 @@ def folder_of_footage(world: Any, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="session")
 def curated(server: Server, folder_of_footage: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Summary]:
-    """What the flow makes of the folder, undisturbed, to be looked at only."""
-    from flows.curate import CurateParameters, curate
+    """An uninterrupted run of the flow on that folder: its output folder and its summary. Tests must not change it."""
+    from flows.curate import curate
+    from flows.parameters import CurateParameters
 
     out = tmp_path_factory.mktemp("curated")
     parameters = CurateParameters(manifest=str(folder_of_footage), recipe="tests/three_stages.yaml", out=str(out))
@@ -125,18 +128,18 @@ def curated(server: Server, folder_of_footage: Path, tmp_path_factory: pytest.Te
 
 @pytest.fixture(scope="session")
 def curate() -> Iterator[Curate]:
-    """Curates files into a folder as the flow does, but for Prefect; gives the outcome."""
-    with Engine(workers=2) as engine:
+    """Curates files into a folder as the flow does, but without Prefect. Returns the outcome."""
+    with WorkerPool(workers=2) as pool:
 
         def curate(files: list[Path], out: Path, recipe: Recipe, bad_rows: tuple[BadRow, ...] = ()) -> Outcome:
             storage = Storage(str(out))
             rows = [SourceRow(str(file), {}, f"footage.csv:{at}") for at, file in enumerate(files, 2)]
-            curation = Curation(recipe, storage, rows, engine)
-            results = curation.everything()
+            curation = Curation(recipe, storage, rows, pool)
+            totals = curation.run(curation.everything())
             outcome = Outcome(curation, bad_rows)
-            plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]
+            plans = [plan for p in range(curation.view.partitions) for plan in outcome.plan_shards(p)]
             outcome.record(DatasetManifest.of(outcome.recipe_name, "footage.csv", outcome.write_shards(plans)))
-            add_times(storage, curation, results)
+            add_times(storage, curation.steps.fingerprints, totals)
             return outcome
 
         yield curate
@@ -144,7 +147,7 @@ def curate() -> Iterator[Curate]:
 
 @pytest.fixture(scope="session")
 def footage(world: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Some talk, some faults, a broken file, and a name that means harm."""
+    """Files of talk, files with faults, a truncated file, and a file with a hostile name."""
     folder = tmp_path_factory.mktemp("footage")
     shutil.copy(world.path("talk_medium.mp4"), folder / HOSTILE)
     return [folder / HOSTILE, *(world.path(name) for name in FILES)]
@@ -152,7 +155,7 @@ def footage(world: Any, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="session")
 def finished(curate: Curate, footage: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Outcome]:
-    """A finished run of the demo's recipe, to be looked at only; and the outcome that it told."""
+    """A finished run of tests/three_stages.yaml: its output folder and its outcome. Tests must not change it."""
     out = tmp_path_factory.mktemp("finished")
     bad = BadRow("footage.csv:9", "no uri", False)
     return str(out), curate(footage, out, load_recipe("tests/three_stages.yaml"), (bad,))
@@ -163,9 +166,9 @@ FRAME = """<meta charset=utf-8>
 <script>
 f.onload = async () => {{
   const page = f.contentDocument, view = f.contentWindow;
-  let said;
-  try {{ said = await (async () => {{ {script} }})(); }} catch (error) {{ said = `failed: ${{error}}`; }}
-  document.querySelector("pre").textContent = encodeURIComponent(JSON.stringify(said));
+  let result;
+  try {{ result = await (async () => {{ {script} }})(); }} catch (error) {{ result = `failed: ${{error}}`; }}
+  document.querySelector("pre").textContent = encodeURIComponent(JSON.stringify(result));
 }};
 </script>"""
 Browse = Callable[[Path, int, str], Any]
@@ -173,10 +176,13 @@ Browse = Callable[[Path, int, str], Any]
 
 @pytest.fixture(scope="session")
 def browse(tmp_path_factory: pytest.TempPathFactory) -> Browse:
-    """Opens a page in a real browser, this wide, and gives what a script with `page`, its document, and `view` says."""
+    """Opens a page in Chromium and runs a script in it. Returns what the script returns.
+
+    The width is in pixels. The script sees `page`, the document, and `view`, its window.
+    """
     browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser is None:
-        pytest.skip("there is no Chromium here")
+        pytest.skip("Chromium is not installed")
     folder = tmp_path_factory.mktemp("browser")
 
     def browse(page: Path, width: int, script: str) -> Any:
@@ -190,11 +196,11 @@ def browse(tmp_path_factory: pytest.TempPathFactory) -> Browse:
             "--window-size=1400,1000",
         ]
         command = [browser, *options, "--dump-dom", frame.as_uri()]
-        for _ in range(5):  # on a busy machine it may print the page before the script has come to its end
+        for _ in range(5):  # on a busy machine Chromium may print the page before the script has ended
             shown = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-            said = re.search("<pre>(.+?)</pre>", shown.stdout)
-            if said:
-                return json.loads(unquote(said[1]))
+            printed = re.search("<pre>(.+?)</pre>", shown.stdout)
+            if printed:
+                return json.loads(unquote(printed[1]))
         raise AssertionError(shown.stdout[-2000:] + shown.stderr[-2000:])
 
     return browse

@@ -1,4 +1,4 @@
-"""The whole curation on real files, against a real Prefect server, in processes of its own where a user would."""
+"""The flow `curate` on real files, with a real Prefect server. The command runs in a process of its own."""
 
 import csv
 import json
@@ -11,10 +11,16 @@ from typing import Any
 import pytest
 from prefect.logging import disable_run_logger
 
-from data_manifests.dataset import verify
+from data_manifests.dataset import DatasetManifest, verify
 from data_manifests.storage import Storage
-from flows.curate import CurateParameters, _read, curate
+from flows.curate import curate
+from flows.parameters import CurateParameters
 from flows.summary import Summary
+from tasks.execution.curation import Curation
+from tasks.execution.footage import read_footage
+from tasks.execution.outcome import Outcome
+from tasks.execution.worker_pool import WorkerPool
+from tasks.recipe import load_recipe
 from tests.flows.conftest import FLOW_FILES, Server
 
 DEMO = "tests/three_stages.yaml"
@@ -67,7 +73,7 @@ def test_a_rerun_does_nothing_and_changes_nothing(footage: Path, curated: tuple[
     assert again.funnel == first.funnel
 
 
-def test_a_report_that_cannot_be_written_fails_nothing(
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(
     footage: Path, curated: tuple[Path, Summary], tmp_path: Path
 ) -> None:
     assert "cuts_plain.mp4" in Path(curated[1].report).read_text()
@@ -81,14 +87,21 @@ def test_a_report_that_cannot_be_written_fails_nothing(
     assert again.report == "" and again.samples == curated[1].samples
 
 
-def test_any_number_of_workers_makes_the_same_bytes(
+def test_one_worker_without_prefect_writes_the_same_shards_as_the_flow(
     footage: Path, curated: tuple[Path, Summary], tmp_path: Path
 ) -> None:
-    run(footage, tmp_path, workers=1)
+    storage = Storage(str(tmp_path))
+    rows, bad_rows = read_footage(str(footage), storage)
+    with WorkerPool(workers=1) as pool:
+        curation = Curation(load_recipe(DEMO), storage, rows, pool)
+        curation.run(curation.everything())
+        outcome = Outcome(curation, bad_rows)
+        plans = [plan for partition in range(curation.view.partitions) for plan in outcome.plan_shards(partition)]
+        outcome.record(DatasetManifest.of(outcome.recipe_name, str(footage), outcome.write_shards(plans)))
     assert shards(tmp_path) == shards(curated[0])
 
 
-def test_new_footage_costs_only_itself(footage: Path, curated: tuple[Path, Summary], world, tmp_path: Path) -> None:
+def test_only_new_footage_is_processed(footage: Path, curated: tuple[Path, Summary], world, tmp_path: Path) -> None:
     more, out = tmp_path / "more", tmp_path / "out"
     shutil.copytree(curated[0], out)
     more.mkdir()
@@ -100,7 +113,7 @@ def test_new_footage_costs_only_itself(footage: Path, curated: tuple[Path, Summa
     assert summary.new["sources"] == summary.new["scenes"] == summary.new["clips"] == 1
 
 
-def test_a_changed_setting_costs_only_what_it_touches(
+def test_a_changed_setting_repeats_only_the_steps_that_depend_on_it(
     footage: Path, curated: tuple[Path, Summary], tmp_path: Path
 ) -> None:
     import yaml
@@ -121,7 +134,7 @@ def test_a_changed_setting_costs_only_what_it_touches(
     assert summary.changes == ["motion: made anew, because rate_hz 12.0 -> 5.0 changed"]
 
 
-def test_from_a_bucket_into_a_bucket(footage: Path, s3_folder: str) -> None:
+def test_footage_in_an_object_store_is_curated_into_an_object_store(footage: Path, s3_folder: str) -> None:
     raw = Storage(f"{s3_folder}/raw")
     for path in sorted(footage.iterdir()):
         raw.write_bytes(path.name, path.read_bytes())
@@ -132,9 +145,9 @@ def test_from_a_bucket_into_a_bucket(footage: Path, s3_folder: str) -> None:
     assert not run(f"{s3_folder}/raw/footage.jsonl", f"{s3_folder}/out").new
 
 
-def test_the_exit_code_tells_done_from_errors_from_failure(footage: Path, server: Server, tmp_path: Path) -> None:
+def test_exit_codes_are_0_for_done_1_for_errors_and_2_for_failed(footage: Path, server: Server, tmp_path: Path) -> None:
     def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
-        line = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+        line = [sys.executable, "-m", "flows.cli.main", *map(str, arguments)]
         return subprocess.run(line, capture_output=True, text=True, env=server.env)
 
     sound = tmp_path / "sound"
@@ -154,7 +167,7 @@ def test_the_exit_code_tells_done_from_errors_from_failure(footage: Path, server
     assert "cannot be written to" in failed.stderr and "Traceback" not in failed.stderr
 
 
-def test_bad_rows_and_repeated_ones_stand_in_the_table_of_sources(footage: Path, tmp_path: Path) -> None:
+def test_bad_and_duplicate_manifest_rows_are_listed_in_sources_csv(footage: Path, tmp_path: Path) -> None:
     manifest = tmp_path / "footage.csv"
     uri = footage / "talk_medium.mp4"
     manifest.write_text(f"uri,caption\n{uri},fine\n,no name\n{uri},again\n" + "x\n" * 25)
@@ -166,17 +179,17 @@ def test_bad_rows_and_repeated_ones_stand_in_the_table_of_sources(footage: Path,
     assert summary.errors == 26
 
 
-def test_the_output_may_lie_inside_the_footage(
+def test_clips_of_runs_inside_the_footage_folder_are_not_footage(
     footage: Path, world: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(world.path("talk_3s.mp4"), tmp_path)
     assert run(tmp_path, tmp_path / "elsewhere" / ".." / "out").samples == 1
     assert run(tmp_path, tmp_path / "elsewhere" / ".." / "out").new == {}
     with disable_run_logger():
-        # nor is it footage for another run
-        assert len(_read(str(tmp_path), Storage(str(tmp_path / "another")))[0]) == 1
+        # it is not footage for another run either
+        assert len(read_footage(str(tmp_path), Storage(str(tmp_path / "another")))[0]) == 1
         monkeypatch.setenv("HOME", str(tmp_path.parent))
-        assert len(_read(f"~/{tmp_path.name}", Storage(str(tmp_path / "another")))[0]) == 1
-        # unless somebody says so
-        (clip,), _ = _read(str(tmp_path / "out" / "clips"), Storage(str(tmp_path / "another")))
+        assert len(read_footage(f"~/{tmp_path.name}", Storage(str(tmp_path / "another")))[0]) == 1
+        # unless the manifest names the folder of clips itself
+        (clip,), _ = read_footage(str(tmp_path / "out" / "clips"), Storage(str(tmp_path / "another")))
     assert clip.uri.startswith(str(tmp_path / "out" / "clips"))

@@ -1,4 +1,4 @@
-"""prefect.yaml on a real server, with a real worker."""
+"""The deployments of prefect.yaml, on a real Prefect server with a real worker."""
 
 import json
 import time
@@ -17,20 +17,20 @@ def deployed(server: Server) -> Server:
     return server
 
 
-def test_the_forms_explain_themselves(deployed: Server) -> None:
-    asked = {
+def test_every_parameter_of_a_deployment_has_a_title_and_a_description(deployed: Server) -> None:
+    parameters = {
         "curate": ("CurateParameters", {"manifest", "recipe", "out", "workers", "retry_errors"}),
         "train": ("TrainParameters", {"manifest", "recipe", "out", "phases", "workers", "ray"}),
     }
     deployments = {deployment["name"]: deployment for deployment in deployed.post("/deployments/filter", {})}
-    assert set(deployments) == set(asked)
-    for name, (model, names) in asked.items():
+    assert set(deployments) == set(parameters)
+    for name, (model, names) in parameters.items():
         fields = deployments[name]["parameter_openapi_schema"]["definitions"][model]["properties"]
         assert set(fields) == names
         assert all(field["title"] and len(field["description"]) > 40 for field in fields.values())
 
 
-def test_a_schedule_really_makes_runs(deployed: Server) -> None:
+def test_a_cron_schedule_creates_runs(deployed: Server) -> None:
     deployed.prefect("deployment", "schedule", "create", "curate/curate", "--cron", "0 3 * * *")
     for _ in range(300):
         runs = deployed.post("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}})

@@ -1,4 +1,4 @@
-"""A curation by every network that the papers name, with small weights in the published layout."""
+"""A curation with every network that the papers name, with small weights in the published layout."""
 
 import shutil
 import subprocess
@@ -15,13 +15,13 @@ import yaml
 
 from data_manifests.dataset import load, verify
 from data_manifests.lineage import Lineage
-from tasks import remote_code
-from tasks.recipe import find_recipe, load_recipe
+from tasks.recipe import load_recipe, recipe_path
+from tasks.weights import remote_code
 from tests import tiny_weights
 from tests.flows.conftest import Server
 
-# what is smaller or looked at less often than in the recipe, so that it takes seconds
-QUICKLY = {
+# settings that are smaller than the recipe's, so that a clip takes seconds
+QUICK = {
     "motion": {"rate_hz": 2, "short_side": 64},
     "crop": {"size": 128},
     "aesthetics": {"max_samples": 2},
@@ -29,7 +29,7 @@ QUICKLY = {
     "guidance": {"max_segments": 1, "pictures": 2},
     "latents": {"dim": tiny_weights.UMT5["d_model"]},
 }
-# the libraries of extras, and the backend that serves where one is not installed
+# by stage: the library of an extra, and the backend to use when it is not installed
 EXTRAS = {"people": ("ultralytics", "mediapipe"), "subtitles": ("paddleocr", "rapidocr")}
 ARRAYS = {"whisper", "face_box", "lips", "crop_box", "pose", "pose_box", "latent", "text_embedding"}
 FOOTAGE = "talk_3s.mp4"
@@ -39,7 +39,7 @@ Understudy = Callable[..., str]
 
 @pytest.fixture(scope="module")
 def weights(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights folder with small networks; that which finds faces knows where the footage's is."""
+    """A weights folder with small networks. The face detector is made to find the face of the footage."""
     import av
 
     home = tmp_path_factory.mktemp("weights")
@@ -53,11 +53,11 @@ def weights(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def understudy(weights: Path, server: Server) -> Understudy:
-    """The command, in a process of its own; gives what it prints."""
+    """Runs the command in a process of its own. Returns what it prints."""
     env = server.env | {"UNDERSTUDY_WEIGHTS": str(weights), "HF_MODULES_CACHE": str(weights.parent / "modules")}
 
     def understudy(*arguments: object) -> str:
-        line = [sys.executable, "-m", "flows.cli", *map(str, arguments)]
+        line = [sys.executable, "-m", "flows.cli.main", *map(str, arguments)]
         done = subprocess.run(line, capture_output=True, text=True, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -67,14 +67,14 @@ def understudy(weights: Path, server: Server) -> Understudy:
 
 @pytest.fixture
 def recipe(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The papers' recipe, looking less closely, and keeping all: weights that know nothing pass none of its rules."""
-    content = yaml.safe_load(find_recipe("paper").read_text())
+    """The recipe `paper` with quick settings and without rules, since scores of random weights would fail them."""
+    content = yaml.safe_load(recipe_path("paper").read_text())
     measure = content["curation"]["measure"]
-    for stage, settings in QUICKLY.items():
+    for stage, settings in QUICK.items():
         measure[stage] |= settings
-    for stage, (library, embedded) in EXTRAS.items():
+    for stage, (library, substitute) in EXTRAS.items():
         if find_spec(library) is None:
-            measure[stage] = {"backend": embedded}
+            measure[stage] = {"backend": substitute}
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(weights))
     measure["aesthetics"]["remote_code"] = remote_code.digest("qalign")
     content["curation"] |= {"policy": {}, "run": {"time_limit_s": 3600}}  # the machine may be busy
@@ -90,7 +90,7 @@ def test_every_network_of_the_papers_measures_a_clip(
 ) -> None:
     (tmp_path / "footage").mkdir()
     shutil.copy(world.path(FOOTAGE), tmp_path / "footage")
-    checked = understudy("models", "check", "--recipe", "paper")
+    checked = understudy("weights", "check", "--recipe", "paper")
     assert [line.split(":")[0] for line in checked.splitlines()] == list(load_recipe("paper").networks())
     out = tmp_path / "out"
     understudy("curate", tmp_path / "footage", "--recipe", recipe, "--out", out, "--workers", 1)
@@ -104,7 +104,7 @@ def test_every_network_of_the_papers_measures_a_clip(
     assert {stage: score.backend for stage, score in found.items()} == {
         stage: settings.backend for stage, settings in load_recipe(recipe).measure.items()
     }
-    # measured, and not passed by for want of a face, of speech or of sound
+    # they have measured: no face, speech or audio was missing
     assert found["sync"].values["reason"] == "" and found["sync"].values["confidence"] is not None
     assert found["identity"].values["speakers"] == 1
     for score in ("motion.speed", "aesthetics.quality", "speech.fraction", "pose.body_share"):

@@ -1,4 +1,4 @@
-"""The training flow against a real Prefect server: phases as tasks, each of which can be gone on with alone."""
+"""The flow `train` with a real Prefect server: each phase is a task, and can be trained and continued alone."""
 
 import io
 import sys
@@ -10,11 +10,13 @@ import yaml
 from rich.console import Console
 
 from data_manifests.storage import Storage
+from flows.cli.exit_codes import DONE, FAILED, INTERRUPTED
+from flows.cli.train import run
 from flows.curves import loss_curve
-from flows.train import DONE, FAILED, INTERRUPTED, TrainParameters, run
-from tests.world.puppet_shards import LATENTS, make_puppets
-from training.phases import about_weights
-from training.tracking import read_metrics
+from flows.parameters import TrainParameters
+from tasks.synthetic.puppet_shards import LATENTS, make_puppets
+from training.loop.phases import about_weights
+from training.loop.tracking import read_metrics
 
 EVERYTHING = ["video", "text", "audio"]
 
@@ -49,13 +51,14 @@ def recipe(tmp_path: Path) -> Path:
 
 
 def train(dataset: Path | str, recipe: Path | str, out: Path | str, **more: Any) -> tuple[int, str]:
-    """The exit code, and what was said on the console."""
+    """Run the flow. Returns the exit code, and the text on the console."""
     said = io.StringIO()
     parameters = TrainParameters(manifest=str(dataset), recipe=str(recipe), out=str(out), **more)
     return run(parameters, Console(file=said, width=1000)), said.getvalue()
 
 
 def artifacts() -> dict[str, tuple[str, Any]]:
+    """The type and the data of the newest artifact of each key."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -68,7 +71,7 @@ def artifacts() -> dict[str, tuple[str, Any]]:
 
 
 def described(key: str) -> str:
-    """What the newest artifact of a key says of itself."""
+    """The description of the newest artifact of a key."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
@@ -94,12 +97,12 @@ def test_each_phase_is_a_task_that_can_be_gone_on_with_alone(
     with get_client(sync_client=True) as client:
         names = [run.name for run in client.read_task_runs() if run.id not in before]
     assert sorted(names) == ["base", "warmup", "warmup"]
-    # all is there: nothing is trained again
+    # all phases are trained: nothing is trained again
     assert train(dataset, recipe, out)[0] == DONE
     assert "warmup: 2 steps (went on from step 2)" in capsys.readouterr().out
 
 
-def test_curve_and_samples_are_shown(dataset: Path, recipe: Path, tmp_path: Path) -> None:
+def test_loss_curve_and_samples_are_artifacts_in_the_ui(dataset: Path, recipe: Path, tmp_path: Path) -> None:
     assert train(dataset, recipe, tmp_path / "out", phases=["base"])[0] == DONE
     shown = artifacts()
     assert shown["loss-base"][0] == shown["samples-base"][0] == "image"
@@ -109,7 +112,7 @@ def test_curve_and_samples_are_shown(dataset: Path, recipe: Path, tmp_path: Path
     assert len(list((tmp_path / "out" / "base" / "samples" / "step-00000002").glob("*.mp4"))) == 1
 
 
-def test_words_that_the_shards_do_not_have_are_told_of_before_any_work(
+def test_missing_guidance_in_the_shards_is_an_error_before_any_work(
     dataset: Path, recipe: Path, tmp_path: Path
 ) -> None:
     content = yaml.safe_load(recipe.read_text())
@@ -121,7 +124,9 @@ def test_words_that_the_shards_do_not_have_are_told_of_before_any_work(
 
 
 @pytest.mark.usefixtures("s3")
-def test_what_a_user_can_mend_is_one_message(dataset: Path, recipe: Path, tmp_path: Path) -> None:
+def test_an_error_that_the_user_can_mend_is_one_message_without_a_traceback(
+    dataset: Path, recipe: Path, tmp_path: Path
+) -> None:
     def refusal(*arguments: Any, **more: Any) -> str:
         code, said = train(*arguments, **more)
         assert code == FAILED and "Traceback" not in said
@@ -138,7 +143,7 @@ def test_what_a_user_can_mend_is_one_message(dataset: Path, recipe: Path, tmp_pa
     assert f"no sample of the dataset can be used, of 8 in {dataset}: 8 (25 frames a second, not 24)" in said
 
 
-def test_a_training_into_an_object_store_is_shown_and_gone_on_with(
+def test_a_training_into_an_object_store_shows_its_samples_and_can_be_continued(
     dataset: Path, recipe: Path, s3_folder: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(dataset, recipe, f"{s3_folder}/", phases=["base"])[0] == DONE
@@ -151,12 +156,12 @@ def test_a_training_into_an_object_store_is_shown_and_gone_on_with(
     assert code == DONE and about_weights(s3_folder, "warmup") is not None
 
 
-def test_a_training_that_is_asked_to_end_says_how_to_go_on(
+def test_an_interrupted_training_keeps_its_last_step_and_goes_on_from_it(
     dataset: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import signal
 
-    from training.learner import ActiveMindLearner
+    from training.learners.active_mind import ActiveMindLearner
 
     losses = ActiveMindLearner.losses
 
@@ -172,7 +177,7 @@ def test_a_training_that_is_asked_to_end_says_how_to_go_on(
     assert [row["step"] for row in read_metrics(tmp_path / "out" / "base" / "metrics.jsonl") if "loss" in row] == [1, 2]
 
 
-def test_a_curve_of_any_numbers_is_a_picture() -> None:
+def test_a_loss_curve_of_any_numbers_stays_inside_its_image() -> None:
     import xml.etree.ElementTree as ElementTree
 
     for points in ([(1, 2.0)], [(1, 0.0), (2, -1.0)], [(step, 1.0) for step in range(5000)]):
@@ -183,7 +188,7 @@ def test_a_curve_of_any_numbers_is_a_picture() -> None:
         assert all(0 <= x <= 800 and 0 <= y <= 320 for x, y in places)
 
 
-def test_a_tier_that_the_dataset_lacks_is_told_before_any_phase_has_trained(
+def test_a_tier_that_the_dataset_lacks_is_an_error_before_any_phase_trains(
     dataset: Path, recipe: Path, tmp_path: Path
 ) -> None:
     content = yaml.safe_load(recipe.read_text())
@@ -196,15 +201,13 @@ def test_a_tier_that_the_dataset_lacks_is_told_before_any_phase_has_trained(
     assert not (tmp_path / "out" / "base").exists()
 
 
-def test_a_corpus_so_small_and_good_that_all_of_it_is_in_the_narrow_tier_trains_the_wide_one_too(
-    recipe: Path, tmp_path: Path
-) -> None:
+def test_a_phase_on_a_wide_tier_trains_when_all_samples_are_in_a_narrower_tier(recipe: Path, tmp_path: Path) -> None:
     manifest = make_puppets(tmp_path / "best", 6, frames=9, hq=1.0)
     assert list(manifest.tiers) == ["hq"]
     assert train(tmp_path / "best" / "dataset.json", recipe, tmp_path / "out", phases=["base"])[0] == DONE
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_any_phase_has_trained(
+def test_a_tracker_that_is_not_installed_is_an_error_before_any_phase_trains(
     dataset: Path, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     content = yaml.safe_load(recipe.read_text())
@@ -212,11 +215,11 @@ def test_a_tracker_that_is_not_installed_is_told_before_any_phase_has_trained(
     recipe.write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.setitem(sys.modules, "mlflow", None)
     code, said = train(dataset, recipe, tmp_path / "out")
-    assert code == FAILED and "mlflow is not installed: pip install 'understudy[mlflow]', or take tensorboard" in said
+    assert code == FAILED and "mlflow is not installed: pip install 'understudy[mlflow]', or use tensorboard" in said
     assert not (tmp_path / "out").exists()
 
 
-def test_the_recipe_for_puppets_fits_their_shards() -> None:
+def test_the_recipe_puppets_fits_the_shards_of_puppets() -> None:
     from training.config import load_training
 
     recipe = load_training("puppets")

@@ -1,7 +1,7 @@
-"""The demo's recipe, with every stage, on footage with one fault a file."""
+"""The recipe `demo`, with every stage, on files with one fault each."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,16 @@ import pytest
 from data_manifests.dataset import DatasetManifest, verify
 from data_manifests.sources import SourceRow
 from data_manifests.storage import Storage
-from flows.report import TIMES
-from tasks.curation import Curation
-from tasks.engine import Engine
-from tasks.outcome import Outcome
+from flows.report.times import TIMES
+from tasks.execution.curation import Curation
+from tasks.execution.outcome import Outcome
+from tasks.execution.work import Work
+from tasks.execution.worker_pool import WorkerPool
 from tasks.recipe import load_recipe
-from tasks.stages import STAGES
-from tasks.work import Joint
+from tasks.stages.registry import STAGES
 from tests.golden import machine, record
 
-# file: the verdict, and the rule behind a drop or the use of the sound
+# by file: the verdict, and the rule that dropped it or, if it is kept, the use of its audio
 EXPECTED = {
     "clean_a.mp4": ("keep", "usable"),
     "late_0.4_a.mp4": ("keep", "unusable"),
@@ -33,30 +33,37 @@ Run = Callable[[int], tuple[Path, Outcome]]
 
 @pytest.fixture(scope="module")
 def run(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Curates the files with some number of workers; gives the folder and the outcome."""
+    """Curates the files with a number of workers. Returns the output folder and the outcome."""
     done: dict[int, tuple[Path, Outcome]] = {}
 
     def run(workers: int) -> tuple[Path, Outcome]:
         if workers not in done:
             out = tmp_path_factory.mktemp(f"workers-{workers}")
-            # by relative names, since lineage holds the address and its bytes are recorded
+            # relative names, since the lineage holds the address, and its bytes are in the golden record
             rows = [SourceRow(world.path(name).name, {}, "manifest") for name in EXPECTED]
-            with pytest.MonkeyPatch.context() as patch, Engine(workers) as engine:
+            with pytest.MonkeyPatch.context() as patch, WorkerPool(workers) as pool:
                 patch.chdir(world.folder)
-                curation = Curation(load_recipe("demo"), Storage(str(out)), rows, engine)
-                for work, group in curation.walk():
-                    # by one worker step by step, as when a source or a clip has ended its worker
-                    joint = workers == 1 and isinstance(work, Joint)
-                    for part in [curation.step[name] for name in work.steps] if joint else [work]:
-                        results = curation.run(part, part.units(group))
-                        assert not any(result.errors for result in results.values())
+                curation = Curation(load_recipe("demo"), Storage(str(out)), rows, pool)
+                for work in curation.everything():
+                    # one worker does fused work step by step, as after a source or a clip has ended its worker
+                    single_steps = workers == 1 and work.fused
+                    for part in step_by_step(curation, work) if single_steps else [work]:
+                        totals = curation.runner.run(part)
+                        assert not any(total.errors for total in totals.values())
                 outcome = Outcome(curation)
-                plans = [plan for p in range(curation.partitions) for plan in outcome.plan_shards(p)]
+                plans = [plan for p in range(curation.view.partitions) for plan in outcome.plan_shards(p)]
                 outcome.record(DatasetManifest.of(outcome.recipe_name, "manifest", outcome.write_shards(plans)))
             done[workers] = out, outcome
         return done[workers]
 
     return run
+
+
+def step_by_step(curation: Curation, work: Work) -> Iterator[Work]:
+    """Fused work as single steps, one after the other."""
+    for name in work.steps:
+        units = curation.schedule.units(name, work.partitions)
+        yield Work(name, curation.steps[name].job, (name,), work.partitions, units)
 
 
 def test_each_fault_is_found_and_nothing_else(run: Run) -> None:
@@ -66,7 +73,7 @@ def test_each_fault_is_found_and_nothing_else(run: Run) -> None:
         names[clip_id[:16]]: (row["verdict"], row["rule"] if row["verdict"] == "drop" else row["audio"])
         for clip_id, row in outcome.decisions.to_dict("index").items()
     }
-    # which of two copies is kept goes by their digests
+    # the digests of two copies decide which one is kept
     copies = {"clean_a.mp4", "copy_small_a.mp4"}
     assert {found[name] for name in copies} == {EXPECTED[name] for name in copies}
     assert {k: v for k, v in found.items() if k not in copies} == {k: v for k, v in EXPECTED.items() if k not in copies}
@@ -74,7 +81,7 @@ def test_each_fault_is_found_and_nothing_else(run: Run) -> None:
 
 def test_a_sample_has_what_every_stage_gives(run: Run) -> None:
     out, outcome = run(2)
-    assert list(outcome.curation.stages) and set(outcome.curation.stages) == set(STAGES)
+    assert list(outcome.curation.steps.stages) and set(outcome.curation.steps.stages) == set(STAGES)
     report = verify(str(out / "dataset.json"))
     assert not report.faults
     shard = next(out.glob("shards/*.tar"))
@@ -90,7 +97,7 @@ def names_in(shard: Path) -> list[str]:
         return tar.getnames()
 
 
-def test_ledger_and_shards_are_those_of_the_golden_record(run: Run) -> None:
+def test_ledger_and_shards_equal_the_golden_record(run: Run) -> None:
     out, outcome = run(2)
     names = {row["source_id"]: row["uri"] for row in outcome.sources}
     scores = {
@@ -99,7 +106,7 @@ def test_ledger_and_shards_are_those_of_the_golden_record(run: Run) -> None:
         for score, value in row.items()
         if isinstance(value, float | int) and value == value and not score.startswith("clips.")
     }
-    # rows of sources hold the date of the footage, which is made anew in each session
+    # rows of sources hold the date of the footage, which each session generates anew
     files = {name: digest for name, digest in written(out).items() if not name.startswith("ledger/sources/")}
     found = {"machine": machine(), "scores": scores, "files": files}
     expected = record("whole_chain", found)
@@ -109,12 +116,13 @@ def test_ledger_and_shards_are_those_of_the_golden_record(run: Run) -> None:
 
 
 def written(out: Path) -> dict[str, str]:
+    """The sha256 of each file of a run, except the one that holds its times."""
     files = [path for path in out.rglob("*") if path.is_file() and path.name != TIMES]
     return {str(path.relative_to(out)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_one_worker_step_by_step_and_two_with_joint_steps_make_the_same_bytes(run: Run) -> None:
+def test_single_steps_by_one_worker_and_fused_steps_by_two_write_the_same_bytes(run: Run) -> None:
     (one, _), (two, _) = run(1), run(2)
     assert written(one) == written(two)

@@ -1,4 +1,4 @@
-"""What the tests of the measuring stages share."""
+"""Fixtures of the stages' tests."""
 
 import dataclasses
 from collections.abc import Callable
@@ -8,22 +8,22 @@ from typing import Any
 import pytest
 
 from data_manifests.storage import Storage
-from tasks.clip import Clip
-from tasks.clips import ClipSettings, plan
-from tasks.cut import write_clips
-from tasks.ingest import ingest
-from tasks.scenes import Shot
+from tasks.cutting.clip_plan import ClipSettings, plan_clips
+from tasks.cutting.clip_writer import write_clips
+from tasks.cutting.ingest import ingest
+from tasks.cutting.shots import Shot
+from tasks.media.clip import Clip
 
 
 @pytest.fixture(scope="session")
 def clip_of(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Clip]:
-    """Cuts one clip, as long as the whole file, from a generated file that is one shot."""
+    """Cuts a generated file of one shot into one clip that is as long as the file."""
     storage = Storage(str(tmp_path_factory.mktemp("clips")))
 
     def cut(name: str, fps: int = 25, short_side: int = 480, caption: str = "") -> Clip:
         path, end_s = world.path(name), world.truth(name).duration_s
         source, settings = ingest(str(path)), ClipSettings(fps=fps, short_side=short_side, min_s=0.2, max_s=600)
-        (record,), _ = plan(source, [Shot(0.0, end_s, 0.0, end_s, False, False)], [], settings)
+        (record,), _ = plan_clips(source, [Shot(0.0, end_s, 0.0, end_s, False, False)], [], settings)
         (record,) = write_clips(source, path, [record], settings, storage)
         record = dataclasses.replace(record, metadata={"caption": caption})
         return Clip(

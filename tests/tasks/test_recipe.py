@@ -1,4 +1,4 @@
-"""Recipes: those that come along hold, and what is wrong in one is told by file, key and nearest match."""
+"""Recipes: the bundled ones are valid, and a fault is reported by file, key and nearest match."""
 
 import copy
 import subprocess
@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_manifests.strict import RecipeError
-from tasks.recipe import Recipe, bundled, load_recipe, recipe_hash
-from tasks.stages import STAGES
+from tasks.recipe import Recipe, bundled_recipes, load_recipe, recipe_hash
+from tasks.stages.registry import STAGES
 
 BASE: dict[str, Any] = {
     "name": "mine",
@@ -75,12 +75,12 @@ def test_recipes_that_come_along_say_what_the_papers_say(
     assert (recipe.name, clips.fps, clips.short_side, clips.min_s, clips.max_s) == (name, fps, short_side, min_s, max_s)
     assert recipe.policy.on_unusable == on_unusable
     assert set(STAGES) - {"pose"} <= set(recipe.measure)
-    assert name in bundled()
+    assert name in bundled_recipes()
 
 
 @pytest.mark.parametrize("name", ["active_mind", "physavatar", "paper"])
 def test_every_number_of_a_papers_recipe_has_its_source_beside_it(name: str) -> None:
-    """In a comment on the same line, or on those that head its part of a section."""
+    """The source stands in a comment on the same line, or at the head of its part of a section."""
     from tasks import recipe as module
 
     heading, after_code = "", False
@@ -109,7 +109,7 @@ def test_every_number_of_a_papers_recipe_has_its_source_beside_it(name: str) -> 
         ("curation/measure/motoin", {}, "measure.motoin: unknown stage 'motoin'; did you mean 'motion'?"),
         ("curation/measure/motion/ratehz", 3, "measure.motion: ratehz: unknown key 'ratehz'; did you mean 'rate_hz'?"),
         ("curation/measure/people/backend", "yol", "people: backend: unknown backend 'yol'; did you mean 'yolo'?"),
-        ("curation/measure", [], "measure: a mapping from stages to their settings"),
+        ("curation/measure", [], "measure: it must map stages to their settings"),
         ("curation/policy/rules/calm/mx", 3, "policy.rules.calm.mx: unknown key 'mx'; did you mean 'max'?"),
         ("curation/policy/rules/calm/score", "motion.chaos", "rules.calm: motion.chaos: motion has no column 'chaos'"),
         ("curation/policy/rules/calm/score", "moton.speed", "does not measure 'moton'; did you mean 'motion'?"),
@@ -128,7 +128,7 @@ def test_every_number_of_a_papers_recipe_has_its_source_beside_it(name: str) -> 
         ("curation/name", "x", "name: it belongs at the top of the file"),
     ],
 )
-def test_what_is_wrong_is_told_by_file_key_and_nearest_match(
+def test_a_fault_is_reported_by_file_key_and_nearest_match(
     tmp_path: Path, place: str, value: Any, message: str
 ) -> None:
     with pytest.raises(RecipeError) as refusal:
@@ -137,7 +137,7 @@ def test_what_is_wrong_is_told_by_file_key_and_nearest_match(
     assert all(line.startswith(f"{tmp_path / 'mine.yaml'}: ") for line in str(refusal.value).splitlines())
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
+def test_all_faults_are_reported_at_once(tmp_path: Path) -> None:
     def edit(content: dict[str, Any]) -> None:
         rules = content["curation"]["policy"]["rules"]
         rules["calm"]["backend"] = "raft"
@@ -163,7 +163,7 @@ def test_all_faults_are_told_at_once(tmp_path: Path) -> None:
         ("a: !!python/object:os.system {}", "cannot be read as YAML"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "x.yaml"
     path.write_text(text)
     with pytest.raises(RecipeError) as refusal:
@@ -171,13 +171,11 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message:
     assert str(refusal.value).startswith(f"{path}: ") and message in str(refusal.value)
 
 
-def test_a_recipe_that_is_not_there_is_told_with_the_nearest_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_recipe_is_reported_with_the_nearest_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name, message in {
         "active_mnd": "did you mean 'active_mind'?",
-        "demo.yaml": "the one that comes along is called 'demo'",
+        "demo.yaml": "the bundled one is called 'demo'",
         "nowhere/else.yaml": "no such recipe",
         "": "no recipe of that name",
         "a\0b": "no recipe of that name",
@@ -199,7 +197,7 @@ def test_the_hash_follows_what_changes_a_result_and_nothing_else(tmp_path: Path)
     assert before == recipe_hash(load(tmp_path, put("curation/clips/min_s", 2.0)))
     assert before == recipe_hash(load(tmp_path, put("curation/scenes", None)))
 
-    def swap(content: dict[str, Any]) -> None:  # another stage may then be the reason for a drop
+    def swap(content: dict[str, Any]) -> None:  # another stage may then be the one that drops a clip
         measure = content["curation"]["measure"]
         measure["people"] = measure.pop("people")
 

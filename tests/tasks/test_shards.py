@@ -1,3 +1,5 @@
+"""Shards: WebDataset reads them, the same samples give the same bytes, and a shard is complete or not there."""
+
 import hashlib
 import io
 import json
@@ -21,7 +23,7 @@ from hypothesis import strategies as st
 from data_manifests.dataset import ShardEntry
 from data_manifests.lineage import Lineage
 from data_manifests.storage import Storage
-from tasks.clip import ClipRecord
+from tasks.media.clip import ClipRecord
 from tasks.shards import Sample, ShardPlan, ShardSettings, lineage, plan_shards, write_shard
 
 
@@ -106,7 +108,7 @@ def test_webdataset_reads_from_an_object_store(s3_folder: str, make_clip, monkey
     assert write_shard(plan, storage) == entry
 
 
-def test_shards_are_the_same_bytes_whatever_wrote_them(
+def test_shards_have_the_same_bytes_for_any_number_of_workers(
     tmp_path: Path, make_clip, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
@@ -126,7 +128,7 @@ def test_shards_are_the_same_bytes_whatever_wrote_them(
     assert (member.mtime, member.uid, member.gid, member.uname, member.gname, member.mode) == (0, 0, 0, "", "", 0o644)
 
 
-def test_a_finished_shard_is_never_touched(storage: Storage, samples: list[Sample]) -> None:
+def test_a_finished_shard_is_never_written_again(storage: Storage, samples: list[Sample]) -> None:
     plan = plan_shards(samples, ShardSettings(), 0, "main")[0]
     entry = write_shard(plan, storage)
     path = Path(storage.path(plan.name))
@@ -136,7 +138,9 @@ def test_a_finished_shard_is_never_touched(storage: Storage, samples: list[Sampl
 
 
 @pytest.mark.parametrize("damage", ["no entry", "no tar", "cut tar", "cut entry"])
-def test_what_a_kill_or_a_broken_disk_left_is_made_good(storage: Storage, samples: list[Sample], damage: str) -> None:
+def test_a_shard_that_a_kill_or_a_broken_disk_damaged_is_written_again(
+    storage: Storage, samples: list[Sample], damage: str
+) -> None:
     plan = plan_shards(samples, ShardSettings(), 0, "main")[0]
     write_shard(plan, storage)
     undisturbed = files(storage)
@@ -150,7 +154,7 @@ def test_what_a_kill_or_a_broken_disk_left_is_made_good(storage: Storage, sample
     assert files(storage) == undisturbed
 
 
-def test_a_missing_or_grown_file_leaves_no_shard(storage: Storage, samples: list[Sample]) -> None:
+def test_no_shard_is_written_when_a_file_is_missing_or_has_grown(storage: Storage, samples: list[Sample]) -> None:
     plan = plan_shards(samples, ShardSettings(), 0, "main")[0]
     video = Path(storage.path(samples[-1].files[0][1]))
     whole = video.read_bytes()
@@ -163,11 +167,11 @@ def test_a_missing_or_grown_file_leaves_no_shard(storage: Storage, samples: list
     assert not list(Path(storage.path("shards")).iterdir())
 
 
-def test_a_shard_is_whole_or_absent_after_a_kill(storage: Storage, samples: list[Sample]) -> None:
+def test_a_shard_is_complete_or_not_there_after_a_kill(storage: Storage, samples: list[Sample]) -> None:
     plan = plan_shards(samples, ShardSettings(), 0, "main")[0]
     video = Path(storage.path(samples[-1].files[0][1]))
     kept = video.rename(video.with_suffix(".kept"))
-    os.mkfifo(video)  # the writer waits here for ever, most of the shard written
+    os.mkfifo(video)  # the writer blocks here, after it has written most of the shard
     code = "import pickle, sys; from tasks.shards import write_shard; write_shard(*pickle.load(sys.stdin.buffer))"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, cwd=Path(__file__).parents[2]) as writer:
         assert writer.stdin
@@ -210,7 +214,7 @@ def test_every_sample_is_in_one_shard_and_none_is_over_its_bound(
         assert len(plan.samples) == 1 or (tar_bytes <= max_mb * 1e6 and len(plan.samples) <= max_samples)
 
 
-def test_written_shards_keep_the_bound(storage: Storage, samples: list[Sample]) -> None:
+def test_written_shards_stay_within_the_bound(storage: Storage, samples: list[Sample]) -> None:
     plans = plan_shards(samples, ShardSettings(max_mb=0.06), 0, "main")
     assert 1 < len(plans) < len(samples)
     assert all(write_shard(plan, storage).bytes <= 60_000 for plan in plans)
@@ -220,7 +224,7 @@ def names(plans: list[ShardPlan]) -> list[str]:
     return [plan.name for plan in plans]
 
 
-def test_a_name_tells_the_contents(storage: Storage, make_clip) -> None:
+def test_a_shards_name_depends_on_its_contents(storage: Storage, make_clip) -> None:
     samples = [fake(f"k{number}", 10) for number in range(6)]
     two = ShardSettings(max_samples=2)
     plans = names(plan_shards(samples, two, 7, "main"))
@@ -247,7 +251,7 @@ def test_unsorted_samples_and_names_that_webdataset_would_misread_are_refused(st
         plan_shards([], ShardSettings(), 0, "../main")
 
 
-def test_lineage_is_the_same_bytes_and_never_says_nan(storage: Storage, make_clip) -> None:
+def test_the_same_lineage_has_the_same_bytes_and_never_holds_nan(storage: Storage, make_clip) -> None:
     clip = make_clip(storage)
     for value in (float("nan"), float("inf"), np.float64("nan"), None):
         encoded = lineage_of(clip, value).encode()

@@ -1,4 +1,4 @@
-"""Recipes' training sections: what cannot be trained is refused by name before anything starts."""
+"""Recipes' training sections: what cannot be trained is refused by name, before any work."""
 
 import subprocess
 import sys
@@ -9,15 +9,15 @@ import pytest
 import yaml
 
 from data_manifests.strict import RecipeError, validate
-from tests.training.tiny import recipe
-from training.config import Optimizer, TrainingRecipe, load_training
-from training.phases import settings_of
+from tests.training.loop.tiny import recipe
+from training.config import OptimizerSettings, TrainingRecipe, load_training
+from training.loop.phases import settings_of
 
 ROOT = Path(__file__).parents[2]
 
 
 def section(**changes: Any) -> dict[str, Any]:
-    """A training section as a YAML file has it, changed at places such as "phases.main.tier"."""
+    """A training section as in a YAML file, with changes: phases__main__tier stands for phases.main.tier."""
     content = recipe().model_dump(mode="json", exclude={"name"})
     for place, value in changes.items():
         *above, last = place.split("__")
@@ -37,13 +37,15 @@ def refusal(**changes: Any) -> str:
     return str(caught.value)
 
 
-def test_a_phase_starts_from_what_came_before_it() -> None:
+def test_a_phase_starts_from_earlier_phases_only() -> None:
     assert refusal(phases__warmup__weights__video="main").endswith(
         "phases.warmup.weights.video: no earlier phase 'main'; known here: base, new"
     )
     assert "no earlier phase 'warmpu'; did you mean 'warmup'?" in refusal(phases__main__weights__audio="warmpu")
-    assert "where does audio start from? give new, or an earlier phase" in refusal(phases__main__weights__audio=None)
-    assert "'base.hands': a phase, such as base" in refusal(phases__warmup__weights__audio="base.hands")
+    assert "weights: audio is missing; give new, or an earlier phase" in refusal(phases__main__weights__audio=None)
+    assert "'base.hands' is unknown; give an earlier phase, such as base" in refusal(
+        phases__warmup__weights__audio="base.hands"
+    )
 
 
 def test_a_phase_may_start_from_a_file() -> None:
@@ -58,6 +60,12 @@ def test_what_does_not_fit_is_said_with_what_would() -> None:
     assert "phases.Main/../x" in refusal(phases={**section()["phases"], "Main/../x": section()["phases"]["base"]})
     assert "run.shardin: unknown key 'shardin'; did you mean 'sharding'?" in refusal(run={"shardin": "fsdp"})
     assert "optimizer.learning_rate" in refusal(optimizer__learning_rate=-1.0)
+
+
+def test_an_old_recipes_key_is_refused_with_its_new_name() -> None:
+    assert refusal(run={"recompute": True}) == (
+        "tiny.yaml: in training: run.recompute: unknown key 'recompute'; it is now called 'activation_checkpointing'"
+    )
 
 
 def test_a_recipe_is_read_from_its_file(tmp_path: Path) -> None:
@@ -104,9 +112,9 @@ def test_reading_a_recipe_needs_no_torch() -> None:
 
 
 def test_the_learning_rate_rises_then_stays_or_falls_to_nothing() -> None:
-    stays = Optimizer(learning_rate=1.0, warmup_steps=4)
+    stays = OptimizerSettings(learning_rate=1.0, warmup_steps=4)
     assert [stays.share_of_rate(step, 10) for step in (1, 2, 4, 10)] == [0.25, 0.5, 1.0, 1.0]
-    falls = Optimizer(learning_rate=1.0, decay="cosine")
+    falls = OptimizerSettings(learning_rate=1.0, decay="cosine")
     shares = [falls.share_of_rate(step, 100) for step in range(1, 101)]
     assert shares[0] == 1.0 and shares[50] == pytest.approx(0.5) and 0 < shares[-1] < 1e-3
     assert shares == sorted(shares, reverse=True)

@@ -1,6 +1,6 @@
-"""What the proof measures, on videos of which the outcome is known; and, slowly, a smaller proof.
+"""The figures of the proof, on videos where they are known. A slow test runs a smaller proof.
 
-The whole proof is `make proof`.
+`make proof` runs the whole proof.
 """
 
 import math
@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from benchmarks.proof import SPENT, Bar, Spent, bars, best_distance, sampler, shards, spent, table, trained
+from benchmarks.puppet_trials import Drift, figures, follow, heard, unseen
 from data_manifests.dataset import load
-from tests.world.puppet_readers import read_arm, swing
-from tests.world.puppet_shards import make_puppets
-from tests.world.puppet_trials import Drift, figures, follow, heard, unseen
-from tests.world.puppets import FRAMES, GESTURES, Gesture, draw, muted, reference
+from tasks.synthetic.puppet_readers import read_arm, swing
+from tasks.synthetic.puppet_shards import make_puppets
+from tasks.synthetic.puppets import FRAMES, GESTURES, Gesture, draw, muted, reference
 from training.config import TrainingRecipe, load_training
-from training.learner import load_trained
-from training.models.active_mind import ActiveMind
+from training.learners.active_mind import load_trained
+from training.models.active_mind.model import ActiveMind
 
 PUPPETS = unseen(10)
 DRIFT = Drift(np.array([0.01, 0.012]), np.array([0.01, 0.05]))
@@ -38,7 +38,7 @@ def test_slack_is_how_far_within_its_bounds_a_figure_is() -> None:
     assert Bar("", 1.0, 0.8, 1.25).slack == 1.25
     assert Bar("", 0.5, none, 2.0).slack == 4.0
     assert Bar("", 0.9, 0.6, any_number).slack == pytest.approx(1.5)
-    assert Bar("", -0.1, none, 0.5).slack > 1e6  # nothing could be better
+    assert Bar("", -0.1, none, 0.5).slack > 1e6  # no figure can be better
     assert Bar("", 0.7, 0.8, 1.25).slack < 1 < Bar("", 0.81, 0.8, 1.25).slack
 
 
@@ -53,7 +53,7 @@ def silent() -> np.ndarray:
 
 
 def noisy(clips: np.ndarray) -> np.ndarray:
-    """With an error that is the same everywhere, since that of the truth is 0 at rest as in movement."""
+    """Clips with an error that is the same everywhere, because the truth has no error, at rest or in movement."""
     noise = np.random.default_rng(0).normal(scale=4.0, size=clips.shape)
     return np.clip(clips + noise, 0, 255).astype(np.uint8)
 
@@ -62,7 +62,7 @@ SWINGING = [puppet for puppet in PUPPETS if GESTURES[puppet.gesture].swing]
 
 
 def swinging(change: Callable[[Gesture], Gesture], degrees: float = 0.0) -> float:
-    """The swing that is read from the pictures of arms whose gestures are changed, and turned by some degrees."""
+    """The swing read from drawn frames of arms whose gestures are changed, and turned by some degrees."""
     arms, true = [], [puppet.arm for puppet in SWINGING]
     for puppet in SWINGING:
         angles = change(GESTURES[puppet.gesture]).angles(puppet.frames) + degrees
@@ -76,10 +76,10 @@ def test_a_swing_is_measured_without_the_way_into_the_gesture() -> None:
     assert swinging(lambda gesture: replace(gesture, swing=0.5 * gesture.swing)) == pytest.approx(0.5, abs=0.02)
     assert swinging(lambda gesture: replace(gesture, swing=1.5 * gesture.swing)) == pytest.approx(1.5, abs=0.02)
     assert swinging(lambda gesture: replace(gesture, swing=0.0)) == pytest.approx(0.0, abs=0.02)
-    # that it swings elsewhere is the gesture's fault and the error's; that it swings the other way is not a swing
+    # A swing at another angle counts in full: other figures measure the angle. A swing the other way counts negative.
     assert swinging(lambda gesture: gesture, degrees=8.0) == pytest.approx(1.0, abs=0.02)
     assert swinging(lambda gesture: replace(gesture, swing=-gesture.swing)) == pytest.approx(-1.0, abs=0.02)
-    # trembling is none either: a deviation of the angles would take it for a good part of one
+    # trembling does not count as a swing, though it would raise the angles' standard deviation
     random = np.random.default_rng(0)
     true = np.stack([puppet.arm for puppet in SWINGING] * 4)
     assert abs(swing(true.mean() + random.normal(scale=5.0, size=true.shape), true)) < 0.15
@@ -92,7 +92,7 @@ def test_puppets_that_do_as_they_should_pass(truth: np.ndarray, silent: np.ndarr
 
 def test_each_fault_is_seen_by_what_measures_it(truth: np.ndarray, silent: np.ndarray) -> None:
     assert missed(noisy(truth), noisy(truth)) == ["muted: correlation with the truth", "muted: amplitude"]
-    others = np.roll(truth, 5, axis=0)  # five gestures take turns, so only the sound is another's
+    others = np.roll(truth, 5, axis=0)  # the five gestures repeat in turn, so only the sound is another puppet's
     assert "mouth: correlation with the truth" in missed(noisy(others), noisy(silent))
     swapped = np.stack(
         [replace(p, gesture=q.gesture).pictures for p, q in zip(PUPPETS, PUPPETS[1:] + PUPPETS[:1], strict=True)]
@@ -134,7 +134,7 @@ def test_shards_serve_again_only_where_they_would_be_made_so(tmp_path: Path, mon
     def names(count: int = 3, seed: int = 0) -> set[tuple[str, int]]:
         manifest = shards(tmp_path / "shards", count, seed)
         there = {f"shards/{path.name}" for path in (manifest.parent / "shards").glob("*.tar")}
-        assert there == {shard.name for shard in load(str(manifest)).shards}  # none is left of others
+        assert there == {shard.name for shard in load(str(manifest)).shards}  # no shards of an earlier call are left
         return {(name, (manifest.parent / name).stat().st_mtime_ns) for name in there}
 
     first = names()
@@ -143,7 +143,7 @@ def test_shards_serve_again_only_where_they_would_be_made_so(tmp_path: Path, mon
     assert more.isdisjoint(first)
     others = names(count=4, seed=1)
     assert others.isdisjoint(more)
-    monkeypatch.setattr("tests.world.puppet_shards.VERSION", 99)
+    monkeypatch.setattr("tasks.synthetic.puppet_shards.VERSION", 99)
     newer = names(count=4, seed=1)
     assert newer.isdisjoint(others)
     (tmp_path / "shards" / "dataset.json").write_text("{")
@@ -151,7 +151,7 @@ def test_shards_serve_again_only_where_they_would_be_made_so(tmp_path: Path, mon
 
 
 def taught(folder: Path, puppets: int, steps: int, **changes: object) -> tuple[ActiveMind, TrainingRecipe]:
-    """A network trained on puppets in one phase, from nothing, and its recipe with these changes."""
+    """A network trained on puppets in one phase from new weights, and its recipe with these changes."""
     recipe = load_training("puppets")
     weights = dict.fromkeys(("video", "text", "audio"), "new")
     changes = {
@@ -174,7 +174,7 @@ def test_what_has_been_trained_is_not_trained_again(tmp_path: Path) -> None:
     manifest = tmp_path / "shards" / "dataset.json"
     assert trained(recipe, manifest, tmp_path / "out") == took
     (tmp_path / "out" / SPENT).unlink()
-    assert spent(recipe, tmp_path / "out").minutes == math.inf  # how long it took is not known
+    assert spent(recipe, tmp_path / "out").minutes == math.inf  # the time it took is not known
 
 
 @pytest.mark.slow
@@ -192,7 +192,7 @@ def test_text_is_obeyed_after_half_a_minute(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_sound_and_text_are_followed_after_eight_minutes(tmp_path: Path) -> None:
-    """By bars that a part of the training reaches; at half of it the arm swings half as far as it should."""
+    """With bars for a part of the training. At half of it the arm swings half as far as it should."""
     network, recipe = taught(tmp_path, 1000, 1500)
     made = sampler(recipe)
     found = follow(network, replace(made, pseudo_last=best_distance(network, made)), cases=20)

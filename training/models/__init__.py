@@ -1,1 +1,1 @@
-"""The networks that are trained, each with its sizes."""
+"""The networks that are trained."""

@@ -1,8 +1,10 @@
-"""Attention of X-Pose: at few sampled places of a pyramid, and between picture and text.
+"""X-Pose's attention layers: deformable attention, and the fusion of image and text features.
 
-Deformable attention is that of Zhu et al., Deformable DETR, ICLR 2021; the fusion that of Liu et al., Grounding DINO,
-2023. Axes: B batch, N places of all levels one after another, Q queries, T classes, C channels; M heads, L levels, P
-points.
+Deformable attention (Zhu et al., Deformable DETR, ICLR 2021) reads a feature pyramid at a few sampling points for each
+query. The fusion (Liu et al., Grounding DINO, 2023) lets image and text attend to each other.
+
+Axes: B batch, N positions of all levels one after another, Q queries, T classes, C channels; M heads, L levels, P
+sampling points.
 """
 
 import torch
@@ -12,29 +14,34 @@ from torch.nn import functional as F
 WIDTH = 256
 HEADS, LEVELS, POINTS = 8, 4, 4
 FUSION_HEADS, FUSION_WIDTH = 4, 1024
-_AT_ONCE = 2048  # queries
+_QUERY_BLOCK = 2048  # queries that are sampled at a time
 
-Shapes = list[tuple[int, int]]  # height and width of each level
+LevelShapes = list[tuple[int, int]]  # height and width of each level
 
 
-def sample(value: Tensor, shapes: Shapes, places: Tensor, shares: Tensor) -> Tensor:
-    """The weighted sum of what lies at the places: the core of deformable attention.
+def sample_levels(value: Tensor, shapes: LevelShapes, locations: Tensor, attention: Tensor) -> Tensor:
+    """The core of deformable attention: the weighted sum of the values at the sampling locations.
 
-    value: [B, N, M, C]. places: [B, Q, M, L, P, 2], x and y in fractions of a level; outside of it lies zero, and
-    between its places what is interpolated of the four next. shares: [B, Q, M, L, P]. Returns: [B, Q, M * C].
+    Values between positions are interpolated from the four nearest ones. Outside a level they are zero.
+
+    value: [B, N, M, C].
+    locations: [B, Q, M, L, P, 2], x and y in fractions of a level.
+    attention: [B, Q, M, L, P], the weights.
+
+    Returns: [B, Q, M * C].
     """
     batch, _, heads, channels = value.shape
     value = value.permute(0, 2, 3, 1).reshape(batch * heads, channels, -1)
     levels = value.split([height * width for height, width in shapes], -1)
     maps = [level.unflatten(-1, shape) for level, shape in zip(levels, shapes, strict=True)]
     found = []
-    # what is read lies in the processor's cache until it is summed: twice as quick as all queries at once
-    for grid, share in zip((2 * places - 1).split(_AT_ONCE, 1), shares.split(_AT_ONCE, 1), strict=True):
-        grid, share = grid.transpose(1, 2).flatten(0, 1), share.transpose(1, 2).flatten(0, 1)
+    # in blocks, the sampled values stay in the CPU's cache until they are summed: twice as fast as all queries at once
+    for grid, weight in zip((2 * locations - 1).split(_QUERY_BLOCK, 1), attention.split(_QUERY_BLOCK, 1), strict=True):
+        grid, weight = grid.transpose(1, 2).flatten(0, 1), weight.transpose(1, 2).flatten(0, 1)
         total = value.new_zeros(batch * heads, channels, grid.shape[1])
-        for level, part in enumerate(maps):
-            seen = F.grid_sample(part, grid[:, :, level], align_corners=False)
-            total += (seen * share[:, None, :, level]).sum(-1)
+        for level, level_map in enumerate(maps):
+            sampled = F.grid_sample(level_map, grid[:, :, level], align_corners=False)
+            total += (sampled * weight[:, None, :, level]).sum(-1)
         found.append(total)
     return torch.cat(found, -1).unflatten(0, (batch, heads)).permute(0, 3, 1, 2).flatten(2)
 
@@ -47,35 +54,47 @@ class DeformableAttention(nn.Module):
         self.value_proj = nn.Linear(WIDTH, WIDTH)
         self.output_proj = nn.Linear(WIDTH, WIDTH)
 
-    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: Shapes) -> Tensor:
-        """query: [B, Q, C]. reference: [B or 1, Q, 2] places, or [B, Q, 4] boxes (centre and size), in fractions of
-        the picture; points are sought near a place by pixels of the level, and in a box by halves of its size.
-        memory: [B, N, C]. Places, and what is sampled at them, are float32 whatever the network is.
+    def forward(self, query: Tensor, reference: Tensor, memory: Tensor, shapes: LevelShapes) -> Tensor:
+        """Attend to the feature pyramid around each query's reference.
+
+        Sampling locations, and the values at them, are float32 whatever dtype the network has.
+
+        query: [B, Q, C].
+        reference: points, [B or 1, Q, 2], or boxes, [B, Q, 4] centre and size; in fractions of the image. Around a
+            point, sampling offsets are in positions of the level; around a box, in units of its size / (2 P).
+        memory: [B, N, C], the feature pyramid. shapes: of its levels.
+
+        Returns: [B, Q, C].
         """
         offsets = self.sampling_offsets(query).float().unflatten(-1, (HEADS, LEVELS, POINTS, 2))
         if reference.shape[-1] == 2:
             unit = 1 / torch.tensor([(w, h) for h, w in shapes], device=query.device)[:, None]
         else:
             unit = reference[:, :, None, None, None, 2:] / (2 * POINTS)
-        places = reference[:, :, None, None, None, :2] + offsets * unit
-        shares = self.attention_weights(query).float().unflatten(-1, (HEADS, -1)).softmax(-1)
+        locations = reference[:, :, None, None, None, :2] + offsets * unit
+        attention = self.attention_weights(query).float().unflatten(-1, (HEADS, -1)).softmax(-1)
         value = self.value_proj(memory).float().unflatten(-1, (HEADS, -1))
-        found = sample(value, shapes, places, shares.unflatten(-1, (LEVELS, POINTS)))
+        found = sample_levels(value, shapes, locations, attention.unflatten(-1, (LEVELS, POINTS)))
         return self.output_proj(found.to(query.dtype))
 
 
-class _BothWays(nn.Module):
+class _BiAttention(nn.Module):
+    """Attention between image and text in both directions, with shared scores."""
+
     def __init__(self) -> None:
         super().__init__()
         self.v_proj, self.l_proj = nn.Linear(WIDTH, FUSION_WIDTH), nn.Linear(WIDTH, FUSION_WIDTH)
         self.values_v_proj, self.values_l_proj = nn.Linear(WIDTH, FUSION_WIDTH), nn.Linear(WIDTH, FUSION_WIDTH)
         self.out_v_proj, self.out_l_proj = nn.Linear(FUSION_WIDTH, WIDTH), nn.Linear(FUSION_WIDTH, WIDTH)
 
-    def forward(self, picture: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """What picture [B, N, C] and text [B, T, C] take from each other, in their shapes.
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """The update of each modality from the other.
 
-        There are many places and few classes, so the projections of the picture are put to the text's side of each
-        product: (v W) k = v (W k). The numbers are the same; of the reference's work for a place a hundredth is left.
+        There are many image positions and few classes. So the projections of the image are multiplied into the text's
+        side of each product first: (v W) k = v (W k). The result is the same, at a hundredth of the reference's work
+        for each position.
+
+        image: [B, N, C]. text: [B, T, C]. Returns: the updates of both, in their shapes.
         """
         batch, classes = text.shape[:2]
 
@@ -83,31 +102,33 @@ class _BothWays(nn.Module):
             return x.unflatten(-1, (FUSION_HEADS, -1))
 
         key = by_head(self.l_proj(text)) * (FUSION_WIDTH // FUSION_HEADS) ** -0.5
-        seek = torch.einsum("bthd,hdc->bhtc", key, self.v_proj.weight.unflatten(0, (FUSION_HEADS, -1)))
-        start = torch.einsum("bthd,hd->bht", key, by_head(self.v_proj.bias))
-        scores = seek.flatten(1, 2) @ picture.transpose(1, 2) + start.flatten(1, 2)[:, :, None]  # [B, heads * T, N]
-        # the text's share of a place, and what it brings there
-        to_picture = scores.unflatten(1, (FUSION_HEADS, classes)).softmax(2).flatten(1, 2)
+        projected_key = torch.einsum("bthd,hdc->bhtc", key, self.v_proj.weight.unflatten(0, (FUSION_HEADS, -1)))
+        key_bias = torch.einsum("bthd,hd->bht", key, by_head(self.v_proj.bias))
+        # [B, heads * T, N]
+        scores = projected_key.flatten(1, 2) @ image.transpose(1, 2) + key_bias.flatten(1, 2)[:, :, None]
+        # each position attends to the classes
+        attention = scores.unflatten(1, (FUSION_HEADS, classes)).softmax(2).flatten(1, 2)
         out_weight = self.out_v_proj.weight.unflatten(1, (FUSION_HEADS, -1))
-        brought = torch.einsum("bthd,chd->bhtc", by_head(self.values_l_proj(text)), out_weight)
-        picture_change = to_picture.transpose(1, 2) @ brought.flatten(1, 2) + self.out_v_proj.bias
-        # the places' share of a class, and what they bring there
-        mean = (scores.softmax(2) @ picture).unflatten(1, (FUSION_HEADS, classes))
+        text_value = torch.einsum("bthd,chd->bhtc", by_head(self.values_l_proj(text)), out_weight)
+        image_update = attention.transpose(1, 2) @ text_value.flatten(1, 2) + self.out_v_proj.bias
+        # each class attends to the positions
+        mean = (scores.softmax(2) @ image).unflatten(1, (FUSION_HEADS, classes))
         value_weight = self.values_v_proj.weight.unflatten(0, (FUSION_HEADS, -1))
-        read = torch.einsum("bhtc,hdc->bthd", mean, value_weight) + by_head(self.values_v_proj.bias)
-        return picture_change, self.out_l_proj(read.reshape(batch, classes, FUSION_WIDTH))
+        image_value = torch.einsum("bhtc,hdc->bthd", mean, value_weight) + by_head(self.values_v_proj.bias)
+        return image_update, self.out_l_proj(image_value.reshape(batch, classes, FUSION_WIDTH))
 
 
 class Fusion(nn.Module):
-    """Picture and text look at each other."""
+    """A residual layer in which image and text attend to each other."""
 
     def __init__(self) -> None:
         super().__init__()
         self.gamma_v, self.gamma_l = nn.Parameter(torch.zeros(WIDTH)), nn.Parameter(torch.zeros(WIDTH))
         self.layer_norm_v, self.layer_norm_l = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.attn = _BothWays()
+        self.attn = _BiAttention()
 
-    def forward(self, picture: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        picture, text = self.layer_norm_v(picture), self.layer_norm_l(text)
-        picture_change, text_change = self.attn(picture, text)
-        return picture + self.gamma_v * picture_change, text + self.gamma_l * text_change
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """image: [B, N, C]. text: [B, T, C]. Returns: both, updated."""
+        image, text = self.layer_norm_v(image), self.layer_norm_l(text)
+        image_update, text_update = self.attn(image, text)
+        return image + self.gamma_v * image_update, text + self.gamma_l * text_update

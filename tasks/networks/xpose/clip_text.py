@@ -1,4 +1,10 @@
-"""CLIP ViT-B/32, of which X-Pose reads the text (Radford et al., Learning Transferable Visual Models, 2021)."""
+"""CLIP ViT-B/32's text encoder, which embeds X-Pose's prompts (Radford et al., Learning Transferable Visual Models From
+Natural Language Supervision, 2021).
+
+It is a re-implementation of openai/CLIP for inference, with modules named as in X-Pose's checkpoint. The tokenizer is
+left out, because the three prompts are fixed. The vision half has its weights, since they are in the checkpoint, and no
+forward pass.
+"""
 
 import torch
 from torch import Tensor, nn
@@ -6,14 +12,13 @@ from torch import Tensor, nn
 _VOCABULARY, _LENGTH = 49408, 77
 _LAYERS = 12
 _START, _END = 49406, 49407
-# The byte pair tokens of "a photo of ..." and of the words that are asked for, from CLIP's published vocabulary: three
-# fixed prompts need no tokenizer.
+# Token ids of "a photo of" and of the class names, from CLIP's published byte pair vocabulary.
 _PHRASE = (320, 1125, 539)
 _WORDS = {"person": 2533, "face": 1710, "hand": 2463}
 
 
-class _Gelu(nn.Module):
-    """CLIP's own approximation."""
+class _QuickGelu(nn.Module):
+    """CLIP's approximation of GELU."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
@@ -26,7 +31,7 @@ class _Block(nn.Module):
         self.ln_1 = nn.LayerNorm(width)
         self.mlp = nn.Sequential()
         self.mlp.add_module("c_fc", nn.Linear(width, 4 * width))
-        self.mlp.add_module("gelu", _Gelu())
+        self.mlp.add_module("gelu", _QuickGelu())
         self.mlp.add_module("c_proj", nn.Linear(4 * width, width))
         self.ln_2 = nn.LayerNorm(width)
 
@@ -43,8 +48,8 @@ class _Transformer(nn.Module):
 
 
 class _Vision(nn.Module):
-    """The picture's half. It is in X-Pose's checkpoint for prompts by pictures, whose code was never published: its
-    weights are taken, and never used."""
+    """CLIP's vision half, without a forward pass. X-Pose's checkpoint has its weights for prompts by images, whose code
+    was never published."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +61,7 @@ class _Vision(nn.Module):
         self.transformer = _Transformer(768, 12)
 
 
-class Clip(nn.Module):
+class ClipText(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.positional_embedding = nn.Parameter(torch.zeros(_LENGTH, 512))
@@ -68,17 +73,23 @@ class Clip(nn.Module):
         self.ln_final = nn.LayerNorm(512)
 
     def forward(self, ids: Tensor) -> Tensor:
-        """The features of texts, not normalised. ids: [texts, at most 77] int64, each text between the start and the
-        end token; what follows has no influence. Returns: [texts, 512]."""
+        """Embed texts.
+
+        ids: [texts, at most 77] int64, each text between the start and the end token. Tokens after the end token have
+            no influence.
+
+        Returns: [texts, 512], not normalised.
+        """
         length = ids.shape[1]
         x = self.token_embedding(ids) + self.positional_embedding[:length]
         mask = torch.full((length, length), -torch.inf, device=x.device, dtype=x.dtype).triu(1)
         for block in self.transformer.resblocks:
             x = block(x, mask)
-        end = ids.argmax(1)  # the end token has the highest number
+        end = ids.argmax(1)  # the end token has the highest id
         return self.ln_final(x)[torch.arange(len(ids), device=x.device), end] @ self.text_projection
 
 
 def prompts(*words: str) -> Tensor:
-    """ "a photo of ..." of each word, as tokens: [words, 6] int64. Raises KeyError for other than the fixed ones."""
+    """The token ids of "a photo of <word>" for each word: [words, 6] int64. Raises KeyError for a word that is not a
+    class of X-Pose here."""
     return torch.tensor([(_START, *_PHRASE, _WORDS[word], _END) for word in words])

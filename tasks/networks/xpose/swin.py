@@ -1,19 +1,22 @@
-"""Swin-T: windows of attention, shifted from one block to the next (Liu et al., Swin Transformer, ICCV 2021).
+"""Swin-T, X-Pose's image backbone: attention in windows that shift from block to block.
 
-Named as in the checkpoints of detectors built on it. Axes: B batch, H and W places of a level, C channels.
+Source: Liu et al., Swin Transformer, ICCV 2021. It is a re-implementation for inference with modules named as in the
+checkpoints of detectors built on it. The classification head, dropout and stochastic depth are left out.
+
+Axes: B batch, H and W positions of a level, C channels.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-_WIDTHS, _DEPTHS, _HEADS = (96, 192, 384, 768), (2, 2, 6, 2), (3, 6, 12, 24)
-_WINDOW = 7
-_PATCH = 4
+_WIDTHS, _DEPTHS, _HEADS = (96, 192, 384, 768), (2, 2, 6, 2), (3, 6, 12, 24)  # channels, blocks, heads of each layer
+_WINDOW = 7  # positions a side
+_PATCH = 4  # pixels a side
 
 
 class _Attention(nn.Module):
-    """Attention inside of windows, with a learnt bias for each pair of relative places."""
+    """Attention within windows, with a learnt bias for each relative position of two positions."""
 
     relative_position_index: Tensor
 
@@ -26,11 +29,11 @@ class _Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
-        """x: [B, windows, 49, C]. mask: [windows, 1, 49, 49], added to the scores."""
+        """x: [B, windows, 49, C]. mask: [windows, 1, 49, 49], added to the attention scores; None for no mask."""
         bias = self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
         query, key, value = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(3, 0, 1, 4, 2, 5)
-        read = F.scaled_dot_product_attention(query, key, value, bias if mask is None else bias + mask)
-        return self.proj(read.transpose(2, 3).flatten(3))
+        attended = F.scaled_dot_product_attention(query, key, value, bias if mask is None else bias + mask)
+        return self.proj(attended.transpose(2, 3).flatten(3))
 
 
 class _Mlp(nn.Module):
@@ -52,17 +55,17 @@ class _Block(nn.Module):
         self.mlp = _Mlp(width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, H, W, C]. mask: of the shifted windows, see `shifted_mask`."""
+        """x: [B, H, W, C]. mask: the attention mask of shifted windows, see `shifted_mask`."""
         height, width = x.shape[1:3]
         y = _padded(self.norm1(x))
-        high, wide = y.shape[1:3]
+        padded_height, padded_width = y.shape[1:3]
         if self.shift:
             y = y.roll((-self.shift, -self.shift), (1, 2))
         y = y.unflatten(2, (-1, _WINDOW)).unflatten(1, (-1, _WINDOW)).transpose(2, 3)
         rows, columns = y.shape[1:3]
         y = self.attn(y.flatten(3, 4).flatten(1, 2), mask if self.shift else None)
         y = y.unflatten(2, (_WINDOW, _WINDOW)).unflatten(1, (rows, columns)).transpose(2, 3)
-        y = y.reshape(len(x), high, wide, -1)
+        y = y.reshape(len(x), padded_height, padded_width, -1)
         if self.shift:
             y = y.roll((self.shift, self.shift), (1, 2))
         x = x + y[:, :height, :width]
@@ -70,7 +73,8 @@ class _Block(nn.Module):
 
 
 class _Downsample(nn.Module):
-    """Half the places, twice the channels: the four neighbours of two by two side by side, projected."""
+    """Patch merging: half the height and width, twice the channels. Each 2 x 2 positions are concatenated and
+    projected."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -79,7 +83,7 @@ class _Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, (0, 0, 0, x.shape[2] % 2, 0, x.shape[1] % 2))
-        # first down, then across, as the weights are in order
+        # the order of the weights: the row varies fastest
         four = [x[:, down::2, across::2] for across in (0, 1) for down in (0, 1)]
         return self.reduction(self.norm(torch.cat(four, -1)))
 
@@ -91,7 +95,7 @@ class _Layer(nn.Module):
         self.downsample = None if last else _Downsample(width)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What the level found, and where the next one starts."""
+        """Returns: the level's output, and the input of the next layer."""
         mask = shifted_mask(x)
         for block in self.blocks:
             x = block(x, mask)
@@ -110,7 +114,7 @@ class _Patches(nn.Module):
 
 
 class Swin(nn.Module):
-    """[B, 3, height, width] to [B, 192, ...], [B, 384, ...], [B, 768, ...] at an 8th, a 16th and a 32nd of it."""
+    """The backbone. It gives the outputs of the last three of its four layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,6 +124,10 @@ class Swin(nn.Module):
         self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(width) for width in _WIDTHS[1:])
 
     def forward(self, images: Tensor) -> list[Tensor]:
+        """images: [B, 3, height, width].
+
+        Returns: [B, 192, ...], [B, 384, ...] and [B, 768, ...] at an 8th, a 16th and a 32nd of the height and width.
+        """
         x, levels = self.patch_embed(images), []
         for layer, norm in zip(self.layers, (None, self.norm1, self.norm2, self.norm3), strict=True):
             found, x = layer(x)
@@ -129,15 +137,20 @@ class Swin(nn.Module):
 
 
 def relative_places(side: int) -> Tensor:
-    """Which row of the table of biases a pair of places of a window has, [side^2, side^2] int64."""
+    """The row of the bias table for each pair of positions in a window: [side^2, side^2] int64."""
     place = torch.stack(torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")).flatten(1)
     down, across = place[:, :, None] - place[:, None] + side - 1
     return down * (2 * side - 1) + across
 
 
 def shifted_mask(x: Tensor) -> Tensor:
-    """[windows, 1, 49, 49], added to the scores for x [B, H, W, C]: of a map that was padded and rolled round, only
-    what was near before sees each other."""
+    """The attention mask of shifted windows: [windows, 1, 49, 49], added to the attention scores.
+
+    A padded map is rolled around its edges before it is cut into windows. Positions of one window attend to each other
+    only where they were neighbours before.
+
+    x: [B, H, W, C], the map.
+    """
     region = _padded(x.new_zeros(1, *x.shape[1:3], 1))[0, :, :, 0]
     ends = (slice(0, -_WINDOW), slice(-_WINDOW, -(_WINDOW // 2)), slice(-(_WINDOW // 2), None))
     for number, (rows, columns) in enumerate((rows, columns) for rows in ends for columns in ends):
@@ -149,5 +162,5 @@ def shifted_mask(x: Tensor) -> Tensor:
 
 
 def _padded(x: Tensor) -> Tensor:
-    """[B, H, W, C] with zeros after the last row and column up to whole windows."""
+    """[B, H, W, C] with zeros after the last row and column, up to whole windows."""
     return F.pad(x, (0, 0, 0, -x.shape[2] % _WINDOW, 0, -x.shape[1] % _WINDOW))

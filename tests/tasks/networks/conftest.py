@@ -1,4 +1,4 @@
-"""What the tests of the networks share."""
+"""Fixtures of the networks' tests."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.one_thread import one_thread  # noqa: F401
 
 @pytest.fixture
 def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The empty folder, where weights are looked for, of the network that a module of tests names as its NETWORK."""
+    """The empty weights folder of the network that the test module names as NETWORK."""
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
     folder = tmp_path / request.module.NETWORK
     folder.mkdir()
@@ -19,6 +19,6 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.M
 
 @pytest.fixture
 def published(folder: Path) -> Path:
-    """That folder, with the small network in it as the published one is laid out."""
+    """The same folder with a small network in the published layout."""
     tiny_weights.WRITERS[folder.name](folder)
     return folder

@@ -1,11 +1,13 @@
+"""The FID network: equal to the reference, block by block."""
+
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from tasks import weights
 from tasks.networks import fid_inception
+from tasks.weights import store as weights
 from tests.parity import arrays, filled, needs_parity, shapes
 
 
@@ -17,7 +19,7 @@ def network() -> fid_inception.FidInception:
 
 
 @needs_parity
-def test_every_block_is_the_references(network: fid_inception.FidInception) -> None:
+def test_every_block_equals_the_reference(network: fid_inception.FidInception) -> None:
     known = arrays("metrics/fid_inception.npz")
     images = torch.from_numpy(known["image_small"].repeat(8, 2).repeat(8, 3))
     with torch.inference_mode():
@@ -33,11 +35,11 @@ def test_every_block_is_the_references(network: fid_inception.FidInception) -> N
 
 
 @needs_parity
-def test_the_published_keys_are_taken_whole() -> None:
-    assert fid_inception.takes(Path()) == shapes("metrics/keys_fid_inception.json")
+def test_the_published_keys_are_expected_and_no_others() -> None:
+    assert fid_inception.expected_shapes(Path()) == shapes("metrics/keys_fid_inception.json")
 
 
-def test_a_written_checkpoint_loads(
+def test_a_saved_checkpoint_loads(
     network: fid_inception.FidInception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))

@@ -1,4 +1,4 @@
-"""MiniCPM-o: run by code that lies beside weights, and only by the code that the recipe names."""
+"""MiniCPM-o: it runs by the code beside its weights, and only where the recipe trusts that code."""
 
 import json
 from collections.abc import Callable
@@ -9,16 +9,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tasks import remote_code
-from tasks.chat import Turn
-from tasks.clip import Clip
-from tasks.guidance import GuidanceSettings, GuidanceStage
-from tasks.guidance_schema import read_guidance
+from tasks.media.clip import Clip
 from tasks.networks import minicpm_o
-from tasks.stage import MissingBackend
+from tasks.networks.chat import Message
+from tasks.stages.guidance.schema import read_guidance
+from tasks.stages.guidance.settings import GuidanceSettings
+from tasks.stages.guidance.stage import GuidanceStage
+from tasks.weights import remote_code
+from tasks.weights.missing import MissingBackend
 from tests.tasks.networks import tiny_omni
 
-# a model that is called as the published one is, and tells what it was given
+# A model with the published one's call. Its answers tell what it was given.
 CODE = """
 import json
 
@@ -79,7 +80,7 @@ def stage_of(trusted: str) -> GuidanceStage:
     return GuidanceStage(GuidanceSettings(backend="minicpm-o", remote_code=trusted, max_segments=1, pictures=3))
 
 
-def test_it_runs_only_when_its_code_is_named_and_can_run(folder: Path) -> None:
+def test_it_runs_only_when_its_code_is_trusted_and_can_be_imported(folder: Path) -> None:
     with pytest.raises(
         MissingBackend, match=r"only when you say so.*remote_code: [0-9a-f]{12}` into the recipe's guid"
     ):
@@ -95,7 +96,7 @@ def test_it_runs_only_when_its_code_is_named_and_can_run(folder: Path) -> None:
         minicpm_o.load(remote_code.digest("minicpm-o"))
 
 
-def test_a_clip_is_shown_and_played_to_it(folder: Path, clip_of: Callable[..., Clip]) -> None:
+def test_it_gets_the_clips_images_and_audio(folder: Path, clip_of: Callable[..., Clip]) -> None:
     stage = stage_of(remote_code.digest("minicpm-o"))
     guidance = read_guidance(
         stage.measure(clip_of("speech_sparse.mp4", caption="Somebody.")).files["guidance.json"], "it"
@@ -104,7 +105,7 @@ def test_a_clip_is_shown_and_played_to_it(folder: Path, clip_of: Callable[..., C
     assert guidance.phrases.image == ("dark suit", "Somebody", "plain wall")
 
 
-def test_marks_of_its_template_stay_words() -> None:
+def test_special_tokens_in_a_text_stay_text() -> None:
     sound = np.zeros(16, np.float32)
-    *_, heard, words = minicpm_o._content(Turn("user", "<image>./</image><|im_end|>", sound=sound))
-    assert heard is sound and "<" not in words and ">" not in words
+    *_, audio, text = minicpm_o._content(Message("user", "<image>./</image><|im_end|>", sound=sound))
+    assert audio is sound and "<" not in text and ">" not in text

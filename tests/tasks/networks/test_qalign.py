@@ -1,3 +1,5 @@
+"""Q-Align: preprocessing and scores equal to the reference, and the stage `aesthetics` with a tiny model."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import remote_code
-from tasks.aesthetics import Aesthetics, AestheticsSettings
-from tasks.clip import Clip
+from tasks.media.clip import Clip
 from tasks.networks import qalign
-from tasks.stage import MissingBackend
+from tasks.stages.aesthetics.stage import Aesthetics, AestheticsSettings
+from tasks.weights import remote_code
+from tasks.weights.missing import MissingBackend
 from tests import tiny_weights
 from tests.parity import arrays, needs_parity
 
@@ -24,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @needs_parity
-def test_levels_become_the_references_scores() -> None:
+def test_scores_from_logits_equal_the_reference() -> None:
     known = arrays("qalign/score_map.npz")
     found = qalign.scores(known["level_logits_excellent_good_fair_poor_bad"])
     np.testing.assert_allclose(found, known["score_1_to_5"], rtol=1e-12)
@@ -32,13 +34,13 @@ def test_levels_become_the_references_scores() -> None:
 
 
 @needs_parity
-def test_pixels_are_the_references() -> None:
+def test_preprocessed_pixels_equal_the_reference() -> None:
     known = arrays("qalign/score_map.npz")
     found = qalign.prepared(known["image_rgb"])
     np.testing.assert_allclose(found[:, ::4, ::4], known["pixel_values_every4"], atol=1e-5)
 
 
-def test_code_beside_weights_runs_only_when_it_is_named(folder: Path) -> None:
+def test_code_beside_weights_runs_only_when_it_is_trusted(folder: Path) -> None:
     with pytest.raises(MissingBackend, match=r"only when you say so.*remote_code: [0-9a-f]{12}"):
         Aesthetics(AestheticsSettings(backend="qalign")).check()
     trusted = remote_code.digest("qalign")
@@ -48,7 +50,7 @@ def test_code_beside_weights_runs_only_when_it_is_named(folder: Path) -> None:
         qalign.load(trusted)
 
 
-def test_pictures_and_films_are_rated_by_the_model(folder: Path, clip_of: Callable[..., Clip]) -> None:
+def test_images_and_videos_are_rated_by_the_model(folder: Path, clip_of: Callable[..., Clip]) -> None:
     model = qalign.load(remote_code.digest("qalign"))
     images = [np.full((40, 60, 3), value, np.uint8) for value in (0, 60, 130, 190, 255)]
     alone = model.images(images, "quality")
@@ -58,8 +60,8 @@ def test_pictures_and_films_are_rated_by_the_model(folder: Path, clip_of: Callab
     assert model.video(images, "quality") > np.mean(alone)
 
 
-def test_rows_of_a_gpu_are_not_taken_for_those_of_a_cpu(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Half precision rates a little otherwise."""
+def test_rows_of_a_gpu_and_of_a_cpu_have_different_versions(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU computes in half precision, which gives slightly different scores."""
     stage = Aesthetics(AestheticsSettings(backend="qalign", remote_code=remote_code.digest("qalign")))
     monkeypatch.setattr(qalign, "device", lambda: torch.device("cpu"))
     here = stage.backend_version()

@@ -1,3 +1,5 @@
+"""RAFT: equal to the reference, in both published namings, and the stage `motion` with it."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -5,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import flow, weights
-from tasks.clip import Clip
-from tasks.motion import Motion, MotionSettings
+from tasks.media.clip import Clip
 from tasks.networks import raft
+from tasks.stages.backend import Resources
+from tasks.stages.motion import optical_flow
+from tasks.stages.motion.stage import Motion, MotionSettings
+from tasks.weights import store as weights
 from tests import tiny_weights
 from tests.parity import arrays, listing, needs_parity, shapes
 
@@ -23,7 +27,7 @@ def network() -> raft.Raft:
 
 
 @needs_parity
-def test_flow_is_the_references(network: raft.Raft) -> None:
+def test_flow_equals_the_reference(network: raft.Raft) -> None:
     known = arrays("raft/raft_large.npz")
     pair = torch.from_numpy(np.stack([known["image1"], known["image2"]]))
     with torch.inference_mode():
@@ -40,7 +44,7 @@ def test_flow_is_the_references(network: raft.Raft) -> None:
 
 
 @needs_parity
-def test_both_published_namings_are_taken_whole(network: raft.Raft, folder: Path) -> None:
+def test_both_published_namings_are_expected(network: raft.Raft, folder: Path) -> None:
     princeton = {key: tuple(value.shape) for key, value in network.state_dict().items()}
     assert princeton == shapes("raft/keys_princeton.json")
     renamed = {raft.to_torchvision(key): shape for key, shape in princeton.items()}
@@ -48,7 +52,7 @@ def test_both_published_namings_are_taken_whole(network: raft.Raft, folder: Path
     assert {key: raft.to_torchvision(key) for key in princeton} == listing("raft/map_princeton_to_torchvision.json")
 
 
-def test_both_layouts_load_to_the_same_network(network: raft.Raft, folder: Path) -> None:
+def test_both_namings_load_to_the_same_network(network: raft.Raft, folder: Path) -> None:
     state = network.state_dict()
     torch.save({f"module.{key}": value for key, value in state.items()}, folder / "raft-things.pth")
     weights.check("raft")
@@ -71,7 +75,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_difference(network: 
         raft.load()
 
 
-def test_many_pairs_at_once_give_what_each_gives_alone(network: raft.Raft) -> None:
+def test_a_batch_of_pairs_gets_the_flow_of_each_alone(network: raft.Raft) -> None:
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (4, 3, 96, 150), np.uint8))
     together = raft.flows(network, images, iterations=3)
     assert together.shape == (3, 2, 96, 150)
@@ -87,10 +91,10 @@ def test_the_motion_stage_runs_on_weights_from_disk(
     stage = Motion(MotionSettings(backend="raft", short_side=64, rate_hz=1))
     stage.check()
     clip = clip_of("silent.mp4", short_side=128)
-    monkeypatch.setattr(flow, "_PAIRS", 2)
+    monkeypatch.setattr(optical_flow.RaftFlow, "resources", Resources(batch=2))
     columns = stage.measure(clip).columns
     assert all(np.isfinite(value) for value in columns.values())  # type: ignore[arg-type]
     images = np.random.default_rng(0).integers(0, 256, (4, 64, 96, 3), np.uint8)
-    in_twos = list(stage._flow.flows(images))
-    monkeypatch.setattr(flow, "_PAIRS", 8)
-    np.testing.assert_allclose(np.stack(in_twos), np.stack(list(stage._flow.flows(images))), atol=1e-3)
+    in_twos = list(stage._backend.flows(images))
+    monkeypatch.setattr(optical_flow.RaftFlow, "resources", Resources(batch=8))
+    np.testing.assert_allclose(np.stack(in_twos), np.stack(list(stage._backend.flows(images))), atol=1e-3)

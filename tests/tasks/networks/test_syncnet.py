@@ -1,4 +1,4 @@
-"""SyncNet and what its figures depend on: equal to the references, and offsets found with a checkpoint made by hand."""
+"""SyncNet and its pipeline: equal to the reference, and known offsets found with hand-made weights."""
 
 import dataclasses
 from collections.abc import Callable, Iterator
@@ -12,14 +12,14 @@ import soundfile
 import torch
 
 from data_manifests.strict import RecipeError, validate
-from tasks import weights
-from tasks.clip import SAMPLE_RATE, Clip, ClipRecord
+from tasks.media.clip import SAMPLE_RATE, Clip, ClipRecord, Measurement
 from tasks.networks import face_crop, s3fd, syncnet
-from tasks.networks.face_crop import Track
+from tasks.networks.face_crop import FaceCropTrack
 from tasks.networks.lip_scores import lip_scores
 from tasks.networks.mfcc import mfcc
-from tasks.stage import Measurement
-from tasks.sync import FollowedFace, Sync, SyncSettings
+from tasks.stages.sync.backends import FollowedFace
+from tasks.stages.sync.stage import Sync, SyncSettings
+from tasks.weights import store as weights
 from tests import tiny_weights
 from tests.parity import arrays, filled, needs_parity, shapes
 
@@ -50,23 +50,23 @@ def enlarged(small: np.ndarray, rows: int) -> np.ndarray:
 
 
 @needs_parity
-def test_the_published_keys_are_taken_and_none_is_left_over(tmp_path: Path) -> None:
-    assert syncnet.takes(tmp_path) == shapes("syncnet/keys.json")
-    assert s3fd.takes(tmp_path) == shapes("syncnet/keys_s3fd.json")
+def test_the_published_keys_are_expected_and_no_others(tmp_path: Path) -> None:
+    assert syncnet.expected_shapes(tmp_path) == shapes("syncnet/keys.json")
+    assert s3fd.expected_shapes(tmp_path) == shapes("syncnet/keys_s3fd.json")
 
 
 @needs_parity
-def test_lips_and_sound_give_the_references_vectors(network: syncnet.SyncNet) -> None:
+def test_embeddings_of_lips_and_audio_equal_the_reference(network: syncnet.SyncNet) -> None:
     known = arrays("syncnet/unit.npz")
     pictures = torch.from_numpy(enlarged(known["lip_in_28"], 3)).float()
     with torch.inference_mode():
         near(network.sound(torch.from_numpy(known["audio_in"])), known["audio_out"])
         near(network.lips(pictures)[:, 0], known["lip_out"])
-        near(network.seen(pictures)[:, 0], known["lipfeat_out"])
+        near(network.lip_features(pictures)[:, 0], known["lipfeat_out"])
 
 
 @needs_parity
-def test_the_evaluation_is_the_references(network: syncnet.SyncNet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_evaluation_equals_the_reference(network: syncnet.SyncNet, monkeypatch: pytest.MonkeyPatch) -> None:
     known = arrays("syncnet/evaluate.npz")
     pictures = enlarged(known["frames_28"], 1)[..., ::-1]
     columns = mfcc(known["audio_int16"])
@@ -74,7 +74,7 @@ def test_the_evaluation_is_the_references(network: syncnet.SyncNet, monkeypatch:
     lips, windows = syncnet.lip_vectors(network, pictures), int(known["lastframe"])
     near(lips[:windows], known["lip_feat"])
     near(syncnet.sound_vectors(network, columns, windows), known["aud_feat"])
-    monkeypatch.setattr(syncnet, "lip_vectors", lambda network, pictures: lips)  # once is enough
+    monkeypatch.setattr(syncnet, "lip_vectors", lambda network, pictures: lips)  # computed once, above
     fit = syncnet.evaluate(network, pictures, known["audio_int16"])
     near(fit.distances, known["dists"])
     near(fit.mean_distances, known["mdist"])
@@ -86,7 +86,7 @@ def test_the_evaluation_is_the_references(network: syncnet.SyncNet, monkeypatch:
 
 @needs_parity
 @pytest.mark.parametrize("offset", [-4, 0, 3])
-def test_the_metric_finds_what_was_built_in(offset: int) -> None:
+def test_the_metric_finds_the_offset_of_the_fixture(offset: int) -> None:
     known = arrays("syncnet/evaluate.npz")
     lips, sound = (torch.from_numpy(known[name]) for name in ("metric_lip", f"metric_aud_k{offset}"))
     fit = syncnet.zero_padded(lips, sound, 15)
@@ -101,7 +101,7 @@ def test_the_metric_finds_what_was_built_in(offset: int) -> None:
 
 
 @needs_parity
-def test_tracks_and_crops_are_the_references() -> None:
+def test_tracks_and_crops_equal_the_reference() -> None:
     known = arrays("syncnet/track.npz")
     frames, boxes = known["det_frame"], known["det_bbox"]
     (track,) = face_crop.tracks([boxes[frames == number] for number in range(frames.max() + 1)])
@@ -112,14 +112,14 @@ def test_tracks_and_crops_are_the_references() -> None:
     near(places, np.stack([known[name] for name in "xys"], axis=1))
     for place, (border, *edges) in zip(places, known["rect_pad_y0y1x0x1"], strict=True):
         assert face_crop.window(place) == tuple(int(edge - border) for edge in edges)
-    cut = list(face_crop.crops([known["image"]] * 40, Track(5, known["bbox"])))
+    cut = list(face_crop.crops([known["image"]] * 40, FaceCropTrack(5, known["bbox"])))
     assert len(cut) == 30
     for number in (0, 15, 29):
         assert np.abs(cut[number].astype(int) - known[f"crop_f{number}"]).max() <= 2
 
 
 @needs_parity
-def test_the_detectors_heads_and_its_list_are_the_references(detector: s3fd.S3FD) -> None:
+def test_the_detectors_heads_and_detections_equal_the_reference(detector: s3fd.S3FD) -> None:
     known = arrays("syncnet/s3fd_heads.npz")
     image = torch.from_numpy(known["image_rgb"]).permute(2, 0, 1)[None].float()
     with torch.inference_mode():
@@ -135,16 +135,16 @@ def test_the_detectors_heads_and_its_list_are_the_references(detector: s3fd.S3FD
         assert np.abs(rows - kept).max(axis=1).min() < 1e-5
 
 
-def test_a_box_beyond_the_picture_is_grey_there() -> None:
+def test_a_crop_is_grey_beyond_the_frame() -> None:
     image = np.full((100, 100, 3), 200, np.uint8)
-    corner = face_crop.cut(image, np.array([5.0, 5.0, 40.0]))
+    corner = face_crop.cut_face(image, np.array([5.0, 5.0, 40.0]))
     assert corner.shape == (224, 224, 3)
     assert (corner[0, 0] == 110).all() and (corner[-1, -1] == 200).all()
-    assert (face_crop.cut(image, np.array([-500.0, 50.0, 30.0])) == 110).all()
-    assert face_crop.cut(image, np.array([50.0, 99.9, 60.0])).shape == (224, 224, 3)
+    assert (face_crop.cut_face(image, np.array([-500.0, 50.0, 30.0])) == 110).all()
+    assert face_crop.cut_face(image, np.array([50.0, 99.9, 60.0])).shape == (224, 224, 3)
 
 
-def test_a_face_is_followed_over_gaps_of_a_second_and_no_more() -> None:
+def test_gaps_in_a_track_are_bridged_up_to_a_second() -> None:
     boxes = np.tile(np.array([10.0, 10.0, 50.0, 60.0]), (200, 1)) + np.arange(200)[:, None]
     boxes[60:84] = boxes[120:150] = np.nan
     track = face_crop.followed(boxes, 90)
@@ -155,7 +155,7 @@ def test_a_face_is_followed_over_gaps_of_a_second_and_no_more() -> None:
     assert face_crop.followed(np.full((9, 4), np.nan), 0) is None
 
 
-def test_many_at_once_give_what_each_gives_alone(network: syncnet.SyncNet, detector: s3fd.S3FD) -> None:
+def test_a_batch_gets_the_outputs_of_each_item_alone(network: syncnet.SyncNet, detector: s3fd.S3FD) -> None:
     rng = np.random.default_rng(0)
     pictures = rng.integers(0, 256, (8, 224, 224, 3), np.uint8)
     together = syncnet.lip_vectors(network, pictures, batch=3)
@@ -165,7 +165,7 @@ def test_many_at_once_give_what_each_gives_alone(network: syncnet.SyncNet, detec
     many = syncnet.sound_vectors(network, columns, 7)
     near(many, torch.cat([syncnet.sound_vectors(network, columns[4 * at :], 1) for at in range(7)]).numpy())
     assert syncnet.lip_vectors(network, pictures[:4]).shape == (0, 1024)
-    with pytest.raises(ValueError, match="44 columns of sound are too few for 8 windows"):
+    with pytest.raises(ValueError, match="44 MFCC columns are too few for 8 windows"):
         syncnet.sound_vectors(network, columns, 8)
     images = [*rng.integers(0, 256, (3, 90, 120, 3), np.uint8)]
     each = [s3fd.faces(detector, [image], 1.0, 0.5)[0] for image in images]
@@ -174,14 +174,14 @@ def test_many_at_once_give_what_each_gives_alone(network: syncnet.SyncNet, detec
         np.testing.assert_allclose(one[0], other[0], rtol=1e-4, atol=1e-3)
 
 
-def test_every_window_of_a_short_clip_counts(network: syncnet.SyncNet, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_window_of_a_short_clip_is_compared(network: syncnet.SyncNet, monkeypatch: pytest.MonkeyPatch) -> None:
     lips = torch.from_numpy(np.random.default_rng(0).normal(0, 9, (30, 1024)).astype(np.float32))
     monkeypatch.setattr(syncnet, "lip_vectors", lambda network, pictures: lips)
     samples = np.random.default_rng(1).normal(0, 1000, 34 * 640)
-    assert len(syncnet.compare(network, (), samples).distances) == 30
+    assert len(syncnet.compare_windows(network, (), samples).distances) == 30
     assert len(syncnet.evaluate(network, (), samples).distances) == 29
-    with pytest.raises(ValueError, match="29 windows are too few to look 15 frames either way"):
-        syncnet.compare(network, (), samples[:-1])
+    with pytest.raises(ValueError, match="29 windows are too few for offsets of 15 frames either way"):
+        syncnet.compare_windows(network, (), samples[:-1])
     with pytest.raises(ValueError, match="shorter than 6 frames"):
         syncnet.evaluate(network, (), samples[: 5 * 640])
 
@@ -199,7 +199,7 @@ def speech(world: Any) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def made(speech: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, np.ndarray]:
-    """A weights folder, and the brightness that its SyncNet hears in the speech, [frames] 0 to 255."""
+    """A weights folder, and the brightness of each frame that fits the speech by its SyncNet: [frames], 0 to 255."""
     folder = tmp_path_factory.mktemp("weights")
     tiny_weights.s3fd(folder / "s3fd")
     return folder, tiny_weights.syncnet(folder / "syncnet", speech)
@@ -209,7 +209,7 @@ def made(speech: np.ndarray, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 def clip_at(
     made: tuple[Path, np.ndarray], speech: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Callable[[int], Clip]]:
-    """A clip at some frames a second whose brightness goes with its speech, which comes late."""
+    """Makes a clip of a given frame rate. The brightness of its frames fits its speech, which is late by LATE_S."""
     import av
 
     folder, brightness = made
@@ -237,11 +237,13 @@ def clip_at(
     yield clip
 
 
-def test_the_stage_finds_late_sound_at_24_frames_a_second(clip_at: Callable[[int], Clip]) -> None:
+def test_the_stage_finds_late_audio_at_24_frames_a_second(clip_at: Callable[[int], Clip]) -> None:
     stage = Sync(SyncSettings(backend="syncnet", min_s=2.0))
     stage.check()
     assert stage.backend_version().startswith(f"syncnet {weights.digest('syncnet')}, torch ")
-    assert f"opencv {cv2.__version__}" in stage.backend_version()  # that which runs, whichever packages hold one
+    assert (
+        f"opencv {cv2.__version__}" in stage.backend_version()
+    )  # the one that is imported, whichever package it is from
     clip = clip_at(24)
     track = FollowedFace()(clip, 50)
     assert track is not None
@@ -257,7 +259,7 @@ def test_the_stage_finds_late_sound_at_24_frames_a_second(clip_at: Callable[[int
     assert stage.measure(hidden).columns == {**dict.fromkeys(Sync.columns), "reason": "no face"}
 
 
-def test_the_stage_can_look_for_the_face_itself(clip_at: Callable[[int], Clip]) -> None:
+def test_the_stage_can_detect_the_face_itself(clip_at: Callable[[int], Clip]) -> None:
     settings = SyncSettings(backend="syncnet", faces="s3fd", min_s=2.0)
     stage = Sync(settings)
     stage.check()
@@ -281,7 +283,9 @@ def test_a_videos_figures_come_with_their_tracks_and_failures(
         return [np.array([[10.0, 10.0, 50.0, 50.0, 0.99]])] * len(images)
 
     samples = speech[: 60 * 640] * 32768
-    found = lip_scores(network, faces, lambda: video, samples, min_track=50, min_face=30, measure=syncnet.compare)
+    found = lip_scores(
+        network, faces, lambda: video, samples, min_track=50, min_face=30, measure=syncnet.compare_windows
+    )
     (track,) = found.tracks
     assert (track.first, track.last, track.offset, found.offset) == (0, 59, 0, 0)
     assert (found.sync_c, found.sync_d) == (track.sync_c, track.sync_d)
@@ -293,7 +297,7 @@ def test_a_videos_figures_come_with_their_tracks_and_failures(
     cut = lip_scores(network, faces, lambda: video[:30], samples, shots=(0, 15), min_track=13, min_face=30)
     assert [(track.first, track.last) for track in cut.tracks] == [(0, 14), (15, 29)]
     mute = lip_scores(network, faces, lambda: video[:14], samples[:100], min_track=13, min_face=30)
-    assert mute.failures == ("frames 0 to 13: picture and sound together are shorter than 6 frames",)
+    assert mute.failures == ("frames 0 to 13: frames and audio together are shorter than 6 frames",)
 
 
 def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,7 +305,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: 
     stage = Sync(SyncSettings(backend="syncnet", faces="s3fd"))
     with pytest.raises(weights.MissingBackend, match=r"syncnet_v2\.model; looked in .*backend `lips` serves"):
         stage.check()
-    state = {key: torch.zeros(()).expand(shape) for key, shape in syncnet.takes(tmp_path).items()}
+    state = {key: torch.zeros(()).expand(shape) for key, shape in syncnet.expected_shapes(tmp_path).items()}
     del state["netfclip.3.bias"]
     (tmp_path / "syncnet").mkdir()
     torch.save(state, tmp_path / "syncnet" / "syncnet_v2.model")

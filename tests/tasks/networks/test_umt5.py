@@ -1,4 +1,4 @@
-"""UMT5's encoder: equal to the reference, taken in both layouts, with the tokenizer that lies beside it."""
+"""UMT5's encoder: equal to the reference, in both published layouts, with its tokenizer."""
 
 import json
 from collections.abc import Callable
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import weights
-from tasks.clip import Clip
-from tasks.latents import Latents, LatentsSettings
+from tasks.media.clip import Clip
 from tasks.networks import layouts, umt5
-from tasks.stage import MissingBackend
-from tasks.text_embedding import Umt5Text
+from tasks.stages.latents.stage import Latents, LatentsSettings
+from tasks.stages.latents.text_encoder import Umt5Text
+from tasks.weights import store as weights
+from tasks.weights.missing import MissingBackend
 from tests import tiny_weights
 from tests.checkpoints import write_shapes
 from tests.parity import arrays, listing, needs_parity, shapes
@@ -32,7 +32,7 @@ def network() -> "UMT5EncoderModel":
 
 
 @needs_parity
-def test_states_are_the_references(network: "UMT5EncoderModel") -> None:
+def test_states_equal_the_reference(network: "UMT5EncoderModel") -> None:
     assert {key: tuple(value.shape) for key, value in network.state_dict().items()} == shapes("wan/keys_tiny_umt5.json")
     known = arrays("wan/tiny_umt5.npz")
     masks = known["attention_mask"].astype(bool)
@@ -43,7 +43,7 @@ def test_states_are_the_references(network: "UMT5EncoderModel") -> None:
 
 
 @needs_parity
-def test_every_published_key_and_shape_is_taken(folder: Path) -> None:
+def test_the_published_keys_are_expected_and_no_others(folder: Path) -> None:
     known = shapes("wan/keys_umt5_xxl_encoder.json")
     (folder / "text_encoder").mkdir()
     tiny_weights.umt5_tokenizer(folder / "tokenizer" / "tokenizer.json")
@@ -51,23 +51,23 @@ def test_every_published_key_and_shape_is_taken(folder: Path) -> None:
         json.dumps(listing("wan/keys_umt5_xxl_encoder.json")["config"])
     )
     write_shapes(folder / "text_encoder" / "model.safetensors", known)
-    assert umt5.takes(folder) == known
+    assert umt5.expected_shapes(folder) == known
     weights.check("umt5")
     (folder / "text_encoder" / "model.safetensors").unlink()
     keys = list(known)
-    for part in (0, 1):  # in several files, and the embedding under one of its names
+    for part in (0, 1):  # in two files, and the embedding under one of its two names
         some = {key: known[key] for key in keys[1:][part::2]}
         write_shapes(folder / "text_encoder" / f"model-0000{part + 1}-of-00002.safetensors", some)
-    assert umt5.takes(folder) == {key: known[key] for key in keys[1:]}
+    assert umt5.expected_shapes(folder) == {key: known[key] for key in keys[1:]}
     weights.check("umt5")
     original = {key: known[name] for key, name in listing("wan/map_umt5_xxl_original_to_transformers.json").items()}
     write_shapes(folder / "models_t5_umt5-xxl-enc-bf16.pth", original)
-    assert umt5.takes(folder) == original and len(original) == 242
+    assert umt5.expected_shapes(folder) == original and len(original) == 242
     weights.check("umt5")
 
 
 @needs_parity
-def test_the_rules_are_the_published_map() -> None:
+def test_the_rules_equal_the_published_map() -> None:
     known = listing("wan/map_umt5_xxl_original_to_transformers.json")
     assert {key: layouts.renamed(key, umt5.RULES) for key in known} == known
     names = shapes("wan/keys_umt5_xxl_encoder.json")
@@ -88,6 +88,7 @@ ORIGINAL = {
 
 
 def in_original(state: dict[str, Any]) -> dict[str, Any]:
+    """A state dict by the names of the original checkpoint."""
     named = {"token_embedding.weight": state["shared.weight"], "norm.weight": state["encoder.final_layer_norm.weight"]}
     for key, value in state.items():
         if key.startswith("encoder.block."):
@@ -112,7 +113,7 @@ def test_both_layouts_load_to_the_same_network(network: "UMT5EncoderModel", publ
     assert umt5.load(CPU).dtype == torch.bfloat16
 
 
-def test_neighbours_in_a_batch_change_nothing(network: "UMT5EncoderModel") -> None:
+def test_a_text_gets_the_same_states_in_any_batch(network: "UMT5EncoderModel") -> None:
     drawn = np.random.default_rng(1)
     ids = [[*drawn.integers(3, 101, length).tolist(), 1] for length in drawn.integers(0, 40, 19)]
     together = umt5.states(network, ids)
@@ -122,7 +123,7 @@ def test_neighbours_in_a_batch_change_nothing(network: "UMT5EncoderModel") -> No
         assert not row[len(alone) :].any()
 
 
-def test_texts_are_cleaned_cut_off_and_ended(published: Path) -> None:
+def test_texts_are_cleaned_truncated_and_get_an_end_token(published: Path) -> None:
     assert umt5.cleaned(" a &amp;amp;\n\t woman’s “red” dress ") == 'a & woman\'s "red" dress'
     tokenizer = umt5.tokenizer()
     assert umt5.tokens(tokenizer, ["a woman", "", "&quot;red\u201d"]) == [[3, 4, 1], [1], [10, 6, 10, 1]]
@@ -132,16 +133,17 @@ def test_texts_are_cleaned_cut_off_and_ended(published: Path) -> None:
 
 
 def test_a_tokenizer_that_is_not_umt5s_is_refused(published: Path) -> None:
+    settings = LatentsSettings(text_backend="umt5")
     path = published / "tokenizer" / "tokenizer.json"
     tiny_weights.umt5_tokenizer(path, end=False)
     with pytest.raises(weights.WrongWeights, match=r"tokenizer\.json is not UMT5's"):
-        Umt5Text.check()
+        Umt5Text.check(settings)
     path.write_text("{}")
     with pytest.raises(weights.WrongWeights, match="cannot be read as a tokenizer"):
-        Umt5Text.check()
+        Umt5Text.check(settings)
     path.unlink()
     with pytest.raises(MissingBackend, match=r"tokenizer/tokenizer\.json.*`hashed`"):
-        Umt5Text.check()
+        Umt5Text.check(settings)
 
 
 def test_the_stage_embeds_a_caption(published: Path, clip_of: Callable[..., Clip]) -> None:
@@ -155,6 +157,6 @@ def test_the_stage_embeds_a_caption(published: Path, clip_of: Callable[..., Clip
     assert found.columns["tokens"] == 8 and text.shape == (8, 32) and text.std() > 0.1
     expected = umt5.states(umt5.load(CPU, torch.float32), [[3, 4, 5, 3, 6, 7, 8, 1]])[0]
     np.testing.assert_allclose(text, expected, atol=0.1)  # bfloat16
-    for wrong, message in ({"dim": 256}, "UMT5 gives 32"), ({"dim": 32, "max_tokens": 513}, "513 tokens"):
+    for wrong, message in ({"dim": 256}, "UMT5 gives 32"), ({"dim": 32, "max_tokens": 513}, "max_tokens is 513"):
         with pytest.raises(MissingBackend, match=message):
             Latents(LatentsSettings(**options | wrong)).check()

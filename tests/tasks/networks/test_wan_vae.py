@@ -1,4 +1,4 @@
-"""Wan's VAE: equal to the reference, taken in both layouts, and a stream both ways."""
+"""Wan's VAE: equal to the reference, in both published layouts, streaming in both directions."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tasks import weights
-from tasks.clip import Clip
-from tasks.latent_codec import WanCodec
-from tasks.latents import Latents, LatentsSettings
+from tasks.media.clip import Clip
 from tasks.networks import layouts, wan_vae
-from tasks.stage import MissingBackend
+from tasks.stages.latents.codec import WanCodec
+from tasks.stages.latents.stage import Latents, LatentsSettings
+from tasks.weights import store as weights
+from tasks.weights.missing import MissingBackend
 from tests import tiny_weights
 from tests.checkpoints import write_shapes
 from tests.parity import arrays, listing, needs_parity, shapes
@@ -47,7 +47,7 @@ def normalised(vae: "AutoencoderKLWan", latent: np.ndarray) -> Iterator[Tensor]:
 
 
 @needs_parity
-def test_latents_and_pictures_are_the_references(vae: "AutoencoderKLWan") -> None:
+def test_latents_and_frames_equal_the_reference(vae: "AutoencoderKLWan") -> None:
     assert {key: tuple(value.shape) for key, value in vae.state_dict().items()} == shapes("wan/keys_tiny_vae.json")
     known = arrays("wan/tiny_vae.npz")
     latents = torch.stack(list(wan_vae.encode(vae, pieces(enlarged(known["video"])))), 2)
@@ -70,17 +70,17 @@ def test_latents_and_pictures_are_the_references(vae: "AutoencoderKLWan") -> Non
     ("keys", "file"),
     [("keys_vae_diffusers", "diffusion_pytorch_model.safetensors"), ("keys_vae_original", "Wan2.1_VAE.pth")],
 )
-def test_every_published_key_and_shape_is_taken(keys: str, file: str, folder: Path) -> None:
+def test_the_published_keys_are_expected_and_no_others(keys: str, file: str, folder: Path) -> None:
     listed = listing(f"wan/{keys}.json")
     write_shapes(folder / file, shapes(f"wan/{keys}.json"))
     if "config" in listed:
         (folder / "config.json").write_text(json.dumps(listed["config"]))
-    assert wan_vae.takes(folder) == shapes(f"wan/{keys}.json")
+    assert wan_vae.expected_shapes(folder) == shapes(f"wan/{keys}.json")
     weights.check("wan-vae")
 
 
 @needs_parity
-def test_the_rules_are_the_published_map() -> None:
+def test_the_rules_equal_the_published_map() -> None:
     known, rules = listing("wan/map_vae_original_to_diffusers.json"), wan_vae.rules()
     assert {key: layouts.renamed(key, rules) for key in known} == known
     assert {key: layouts.renamed(key, rules) for key in known.values()} == {key: key for key in known.values()}
@@ -97,7 +97,7 @@ def test_a_stream_gives_the_numbers_of_the_whole_video(vae: "AutoencoderKLWan") 
     np.testing.assert_allclose(latents, whole, rtol=1e-5, atol=1e-6)
     streamed = torch.cat(list(wan_vae.decode(vae, latents.unbind(2))), 2)
     np.testing.assert_allclose(streamed, decoded, rtol=1e-4, atol=1e-5)
-    # two clips one by one, at the same time: neither sees the other, or what was before
+    # two streams in turn: neither sees the frames of the other
     one, two = (wan_vae.encode(vae, pieces(clip[None])) for clip in video)
     for number, (a, b) in enumerate(zip(one, two, strict=True)):
         np.testing.assert_allclose(torch.cat([a, b]), latents[:, :, number], rtol=1e-4, atol=1e-5)
@@ -139,7 +139,7 @@ def test_both_layouts_load_to_the_same_network(vae: "AutoencoderKLWan", publishe
 
 
 def in_original(key: str) -> str:
-    """The original's name of a key of the small network, whose decoder has blocks of three layers there."""
+    """The original's name of a key of the small network, whose decoder blocks have three layers."""
     half, _, rest = key.partition(".")
     if not key.startswith(("encoder.", "decoder.")):
         return {"quant_conv": "conv1", "post_quant_conv": "conv2"}[half] + "." + rest
@@ -165,7 +165,7 @@ def in_original(key: str) -> str:
     return f"{half}.{before}{'.' if before else ''}{name}.{last}"
 
 
-def test_what_does_not_fit_is_refused(vae: "AutoencoderKLWan", published: Path) -> None:
+def test_a_checkpoint_that_does_not_fit_is_refused(vae: "AutoencoderKLWan", published: Path) -> None:
     state = vae.state_dict()
     save_file(
         {key: value for key, value in state.items() if key != "quant_conv.bias"} | {"new": state["quant_conv.bias"]},
@@ -189,7 +189,7 @@ def test_what_does_not_fit_is_refused(vae: "AutoencoderKLWan", published: Path) 
         weights.check("wan-vae")
 
 
-def test_the_codec_fills_up_and_cuts_to_any_size(published: Path) -> None:
+def test_the_codec_pads_and_crops_frames_of_any_size(published: Path) -> None:
     codec = WanCodec(16)
     frames = np.random.default_rng(0).integers(0, 256, (5, 20, 27, 3), np.uint8)
     encoded = list(codec.encode(iter(frames)))
@@ -216,5 +216,5 @@ def test_the_stage_measures_a_clip(published: Path, clip_of: Callable[..., Clip]
     assert found.columns["psnr_db"] is None and found.columns["frames"] == 4 * len(latent) - 3
     assert latent.shape[1:3] == (16, 4) and np.isfinite(latent).all() and latent.std() > 0.1
     assert stage.measure(clip).arrays["latent"].tobytes() == latent.tobytes()
-    with pytest.raises(MissingBackend, match="48 channels"):
+    with pytest.raises(MissingBackend, match="channels is 48"):
         Latents(LatentsSettings(backend="wan", channels=48)).check()

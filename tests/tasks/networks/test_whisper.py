@@ -1,3 +1,5 @@
+"""Whisper's encoder: equal to the reference, long audio in windows, and the stage `speech` with it."""
+
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,18 +10,18 @@ from safetensors.torch import save_file
 from transformers import WhisperConfig, WhisperForConditionalGeneration
 from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
-from tasks import weights
-from tasks.clip import SAMPLE_RATE, Clip
+from tasks.media.clip import SAMPLE_RATE, Clip
 from tasks.networks import whisper
-from tasks.speech import Speech, SpeechSettings
-from tasks.stage import MissingBackend
+from tasks.stages.speech import Speech, SpeechSettings
+from tasks.weights import store as weights
+from tasks.weights.missing import MissingBackend
 from tests import tiny_weights
 from tests.parity import arrays, listing, needs_parity, shapes
 
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A tiny Whisper, filled by the rule, as it is published."""
+    """A tiny Whisper with the fill rule's weights, in the published layout."""
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
     folder = tmp_path / "whisper"
     tiny_weights.whisper(folder)
@@ -27,12 +29,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @needs_parity
-def test_states_are_the_references(folder: Path) -> None:
+def test_states_equal_the_reference(folder: Path) -> None:
     assert tiny_weights.WHISPER.items() <= listing("whisper/keys_tiny.json")["config"].items()
     known = arrays("whisper/tiny_encoder.npz")
     encoder = whisper.load()
     samples = arrays("whisper/frontend.npz")["signal_int16"] / 32768
-    # the fixture's states go on into the padding, which ours leave out
+    # the fixture has the states of the padding too, which `states` leaves out
     padded = np.pad(samples, (0, 30 * SAMPLE_RATE - len(samples)))
     last, first, second = (whisper.states(encoder, padded, layers) for layers in ("last", 0, 1))
     close = {"rtol": 1e-4, "atol": 1e-4}
@@ -46,7 +48,7 @@ def test_states_are_the_references(folder: Path) -> None:
 
 @needs_parity
 @pytest.mark.parametrize("size", ["tiny", "base", "large_v3"])
-def test_the_published_keys_are_taken_whole(size: str) -> None:
+def test_the_published_keys_are_expected_and_no_others(size: str) -> None:
     known = listing(f"whisper/keys_{size}_encoder.json")
     with torch.device("meta"):
         encoder = WhisperEncoder(WhisperConfig(**known["config"]))
@@ -76,7 +78,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_difference(folder: P
         weights.check("whisper")
 
 
-def test_long_sound_is_heard_in_windows_that_overlap(folder: Path) -> None:
+def test_long_audio_is_encoded_in_overlapping_windows(folder: Path) -> None:
     encoder = whisper.load()
     samples = np.random.default_rng(0).normal(0, 0.1, 62 * SAMPLE_RATE + 100).astype(np.float32)
     found = whisper.states(encoder, samples)
@@ -104,6 +106,6 @@ def test_the_speech_stage_gives_the_states_of_each_frame(folder: Path, clip_of: 
     assert other.backend_version() != before
 
 
-def test_a_layer_that_the_encoder_lacks_is_named_before_the_run(folder: Path) -> None:
+def test_a_layer_that_the_encoder_lacks_is_refused_before_the_run(folder: Path) -> None:
     with pytest.raises(MissingBackend, match=r"speech.layers is 3.*has 2 layers"):
         Speech(SpeechSettings(backend="whisper", layers=3)).check()

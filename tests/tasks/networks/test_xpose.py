@@ -1,4 +1,4 @@
-"""X-Pose's object level against the reference, and from a checkpoint in the published layout."""
+"""X-Pose's object level: equal to the reference, and loaded from the published layout."""
 
 import pickle
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from tasks import weights
 from tasks.networks import xpose
-from tasks.networks.xpose.attention import sample
+from tasks.networks.xpose.attention import sample_levels
 from tasks.networks.xpose.clip_text import prompts
 from tasks.networks.xpose.network import Stages, XPose
 from tasks.networks.xpose.swin import relative_places
-from tasks.object_tokens import states
+from tasks.stages.pose.state_tokens import choose_states
+from tasks.weights import store as weights
 from tests import tiny_weights
 from tests.noise import xpose_state
 from tests.parity import arrays, needs_parity, number, shapes
 
-# what neither the object level nor the prompts need; 110 M of the 220 M numbers
 NETWORK = "xpose"
+# Parts that neither the object level nor the prompts need: 110 of the 220 million numbers.
 _UNUSED = ("clip_model.visual.", "label_enc.", "transformer.decoder.layers.3.", "transformer.decoder.layers.4.")
 
 
@@ -39,7 +39,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def network() -> XPose:
-    """With the fill rule's numbers where they have a part in what is tested here."""
+    """The network with the fill rule's weights, and zeros in the parts that are not tested."""
     with torch.device("meta"):
         empty = XPose()
     network = empty.to_empty(device="cpu").eval().requires_grad_(False)
@@ -72,22 +72,22 @@ def found(network: XPose, known: dict[str, np.ndarray]) -> Stages:
 
 
 @needs_parity
-def test_every_published_key_is_taken_and_none_left_over(tmp_path: Path) -> None:
-    assert xpose.takes(tmp_path) == shapes("xpose/keys.json")
+def test_the_published_keys_are_expected_and_no_others(tmp_path: Path) -> None:
+    assert xpose.expected_shapes(tmp_path) == shapes("xpose/keys.json")
 
 
 @needs_parity
-def test_deformable_attention_is_the_references() -> None:
+def test_deformable_attention_equals_the_reference() -> None:
     known = arrays("xpose/msdeform.npz")
-    value, places, shares = (
+    value, locations, attention = (
         torch.from_numpy(known[name]) for name in ("value", "sampling_locations", "attention_weights")
     )
     levels = [(int(height), int(width)) for height, width in known["spatial_shapes"]]
-    close(sample(value, levels, places, shares), known["output"])
+    close(sample_levels(value, levels, locations, attention), known["output"])
 
 
 @needs_parity
-def test_texts_are_read_as_by_the_reference(network: XPose) -> None:
+def test_text_features_equal_the_reference(network: XPose) -> None:
     known = arrays("xpose/clip_text.npz")
     ids = torch.from_numpy(known["tokens"])
     own = prompts("person", "face", "hand")
@@ -95,11 +95,11 @@ def test_texts_are_read_as_by_the_reference(network: XPose) -> None:
     assert (ids[:3, own.shape[1] :] == 0).all()
     with torch.inference_mode():
         close(network.clip_model(ids), known["text_features"])
-        close(network.clip_model(own), known["text_features"][:3])  # what comes after the end changes nothing
+        close(network.clip_model(own), known["text_features"][:3])  # tokens after the end change nothing
 
 
 @needs_parity
-def test_backbone_and_encoder_are_the_references(found: Stages) -> None:
+def test_backbone_and_encoder_equal_the_reference(found: Stages) -> None:
     known = arrays("xpose/stages.npz")
     for level in range(3):
         close(found.levels[level][0, :8], known[f"backbone{level}_first8ch"])
@@ -109,8 +109,8 @@ def test_backbone_and_encoder_are_the_references(found: Stages) -> None:
 
 
 @needs_parity
-def test_queries_start_where_the_references_do(found: Stages, known: dict[str, np.ndarray]) -> None:
-    # the closest two scores differ by 5e-5: neighbours may have changed places
+def test_queries_start_at_the_references_positions(found: Stages, known: dict[str, np.ndarray]) -> None:
+    # the closest two scores differ by 5e-5, so neighbours may be exchanged
     ours, theirs = found.proposals.places[0].numpy(), known["twostage_topk_index"]
     assert set(ours) == set(theirs)
     assert np.abs(np.argsort(ours) - np.argsort(theirs)).max() <= 1
@@ -118,13 +118,13 @@ def test_queries_start_where_the_references_do(found: Stages, known: dict[str, n
 
 
 def rows(found: Stages, known: dict[str, np.ndarray]) -> torch.Tensor:
-    """Our row of each of the reference's, by the place that both started from."""
+    """The row here of each row of the reference, by the position that both started from."""
     row = {int(place): index for index, place in enumerate(found.proposals.places[0])}
     return torch.tensor([row[int(place)] for place in known["twostage_topk_index"]])
 
 
 @needs_parity
-def test_object_tokens_scores_and_boxes_are_the_references(found: Stages, known: dict[str, np.ndarray]) -> None:
+def test_object_tokens_scores_and_boxes_equal_the_reference(found: Stages, known: dict[str, np.ndarray]) -> None:
     row = rows(found, known)
     close(found.proposals.boxes[0, row], known["reference0"])
     close(found.reference[0, row], known["reference1"])
@@ -143,11 +143,11 @@ def test_object_tokens_scores_and_boxes_are_the_references(found: Stages, known:
 
 
 @needs_parity
-def test_a_frames_state_is_that_of_the_paper(found: Stages, known: dict[str, np.ndarray]) -> None:
-    state = states(*(values[0].numpy() for values in found.after), min_score=0.1)
+def test_a_frames_state_tokens_equal_the_papers(found: Stages, known: dict[str, np.ndarray]) -> None:
+    state = choose_states(*(values[0].numpy() for values in found.after), min_score=0.1)
     body, face, *hands = known["vector1024_from_hs1"].reshape(4, 256)
     close(state.tokens[:2], np.stack([body, face]))
-    # theirs are in order of score, ours by side
+    # the reference orders the hands by score, this code by side
     x = known["boxes_layer1_from_hs"][known["top_idx_hand"], 0]
     left, right = (hands[int(k)] for k in np.argsort(-x))
     close(state.tokens[2:], np.stack([left, right]))
@@ -165,14 +165,14 @@ def write(path: Path, state: dict[str, torch.Tensor]) -> None:
     tiny_weights.xpose(path.parent, state)
 
 
-def test_frames_together_give_what_each_gives_alone(state: dict[str, torch.Tensor], folder: Path) -> None:
+def test_a_batch_of_frames_gets_the_outputs_of_each_alone(state: dict[str, torch.Tensor], folder: Path) -> None:
     write(folder / "unipose_swint.pth", state)
     weights.check("xpose")
     network = xpose.load(torch.device("cpu"))
     assert sum(value.numel() for value in network.network.parameters()) < 56e6
     frames = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (xpose.BATCH + 1, 70, 101, 3), np.uint8))
     together = network(frames)
-    queries = 9 * 13 + 5 * 7 + 3 * 4 + 2 * 2  # fewer than 900: every place proposes
+    queries = 9 * 13 + 5 * 7 + 3 * 4 + 2 * 2  # fewer than 900: every position is a query
     assert [tuple(values.shape[1:]) for values in together] == [(queries, 256), (queries, 3), (queries, 4)]
     for index in (0, xpose.BATCH):
         alone = network(frames[index : index + 1])
@@ -181,9 +181,11 @@ def test_frames_together_give_what_each_gives_alone(state: dict[str, torch.Tenso
     assert not np.allclose(together.tokens[0], together.tokens[1], atol=0.1)
 
 
-def test_half_precision_sees_what_single_precision_does(state: dict[str, torch.Tensor], folder: Path) -> None:
+def test_half_precision_gives_nearly_the_numbers_of_single_precision(
+    state: dict[str, torch.Tensor], folder: Path
+) -> None:
     write(folder / "unipose_swint.pth", state)
-    # so wide that the outermost places propose nothing
+    # so wide that positions at its border are masked
     frame = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 70, 424, 3), np.uint8))
     memories = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -204,7 +206,7 @@ def test_a_checkpoint_that_does_not_fit_is_refused_with_the_difference(
             loads()
 
 
-def test_a_pickle_that_asks_for_more_than_tensors_is_never_run(folder: Path) -> None:
+def test_a_pickle_that_asks_for_other_objects_than_tensors_is_never_run(folder: Path) -> None:
     class Bomb:
         def __reduce__(self) -> Any:
             return (Path.touch, (folder / "exploded",))
@@ -215,7 +217,7 @@ def test_a_pickle_that_asks_for_more_than_tensors_is_never_run(folder: Path) -> 
     assert not (folder / "exploded").exists()
 
 
-def test_frames_are_asked_for_at_the_published_size() -> None:
+def test_frames_are_scaled_to_the_published_size() -> None:
     assert xpose.input_size(512, 512) == (800, 800)
     assert xpose.input_size(1280, 720) == (1333, 750)
     assert xpose.input_size(720, 1280) == (750, 1333)

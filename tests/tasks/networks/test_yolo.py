@@ -1,4 +1,4 @@
-"""YOLO: equal to ultralytics' own predictions, and nothing of a checkpoint is run."""
+"""YOLO: equal to ultralytics' own predictions. Nothing of a checkpoint is run."""
 
 import importlib.metadata
 import importlib.util
@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.clip import Clip
+from tasks.media.clip import Clip
 from tasks.networks import yolo
-from tasks.people import People, PeopleSettings, person_framing
-from tasks.stage import MissingBackend
-from tasks.weights import WrongWeights
+from tasks.stages.people.stage import People, PeopleSettings, person_framing
+from tasks.weights.missing import MissingBackend
+from tasks.weights.store import WrongWeights
 from tests.parity import filled
 
 CPU = torch.device("cpu")
@@ -28,10 +28,10 @@ needs_ultralytics = pytest.mark.skipif(
 
 
 def save(path: Path, network: Any, **more: Any) -> Path:
-    """A checkpoint as ultralytics writes it: whole objects, of half precision."""
+    """Save a checkpoint as ultralytics does: whole objects, in half precision."""
     path.parent.mkdir(exist_ok=True)
-    facts = {"ema": None, "project": Path("runs"), "fitness": np.float64(0.4)}
-    torch.save({"model": network.half(), **facts, **more}, path)
+    training = {"ema": None, "project": Path("runs"), "fitness": np.float64(0.4)}
+    torch.save({"model": network.half(), **training, **more}, path)
     return path
 
 
@@ -50,7 +50,7 @@ def layers() -> torch.nn.Module:
     return named(layers, "runs\\yolo11s-pose.yaml", ("cat", "person"))
 
 
-def test_a_pickled_network_gives_its_numbers(tmp_path: Path, layers: torch.nn.Module) -> None:
+def test_a_pickled_network_gives_its_state_dict(tmp_path: Path, layers: torch.nn.Module) -> None:
     found = yolo.read(save(tmp_path / "a.pt", layers))
     assert (found.architecture, found.names) == ("yolo11s-pose", ["cat", "person"])
     wanted = layers.state_dict()
@@ -68,7 +68,7 @@ class Runs:
         return self._call
 
 
-def test_a_pickle_that_would_run_something_is_refused_by_its_name(tmp_path: Path, layers: torch.nn.Module) -> None:
+def test_a_pickle_that_would_run_a_function_is_refused_by_its_name(tmp_path: Path, layers: torch.nn.Module) -> None:
     ran = tmp_path / "ran"
     with pytest.raises(WrongWeights, match=r"a\.pt asks for posix\.mkdir, which no checkpoint"):
         yolo.read(save(tmp_path / "a.pt", layers, note=Runs(os.mkdir, str(ran))))
@@ -84,7 +84,7 @@ def test_a_pickle_that_would_run_something_is_refused_by_its_name(tmp_path: Path
 def test_not_even_ultralytics_own_functions_are_run(
     tmp_path: Path, layers: torch.nn.Module, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its networks run what is written as their activation."""
+    """Ultralytics' networks evaluate the text of their activation function."""
     ran = tmp_path / "ran"
 
     def build(path: str) -> None:
@@ -108,7 +108,7 @@ def test_not_even_ultralytics_own_functions_are_run(
         (0.3, (0.5, 0.9), (0.6, 0.9), "long"),
     ],
 )
-def test_framing_goes_by_the_lowest_joint_that_is_seen(
+def test_framing_is_decided_by_the_lowest_joint_that_is_seen(
     tall: float, hips: tuple[float, float], ankles: tuple[float, float], framing: str
 ) -> None:
     joints = np.tile(np.array([0.5, 0.5, 0.9], np.float32), (yolo.JOINTS, 1))
@@ -116,7 +116,9 @@ def test_framing_goes_by_the_lowest_joint_that_is_seen(
     assert person_framing(tall, joints) == framing
 
 
-def test_what_is_missing_is_said_before_work_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_and_libraries_are_reported_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
     stage = People(PeopleSettings(backend="yolo"))
     monkeypatch.setattr(yolo, "version", lambda name: "8.4")
@@ -127,36 +129,38 @@ def test_what_is_missing_is_said_before_work_starts(tmp_path: Path, monkeypatch:
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(yolo, "version", absent)
-    with pytest.raises(MissingBackend, match=r"pip install 'understudy\[yolo\]'.*`mediapipe` serves without"):
+    with pytest.raises(MissingBackend, match=r"pip install 'understudy\[yolo\]'.*`mediapipe` needs no ultralytics"):
         stage.check()
 
 
-def test_a_library_that_cannot_be_imported_is_told_before_work_starts(
+def test_a_library_that_cannot_be_imported_is_reported_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layers: torch.nn.Module
 ) -> None:
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path))
     save(tmp_path / "yolo" / "yolo11s-pose.pt", layers)
     monkeypatch.setattr(yolo, "version", lambda name: "8.4")
     monkeypatch.setitem(sys.modules, "ultralytics", None)
-    with pytest.raises(MissingBackend, match=r"ultralytics 8\.4 cannot be imported: .*`mediapipe` serves without"):
+    with pytest.raises(
+        MissingBackend, match=r"ultralytics 8\.4 cannot be imported: .*`mediapipe` needs no ultralytics"
+    ):
         People(PeopleSettings(backend="yolo")).check()
 
 
-def _spread(layer: torch.nn.Conv2d, output: torch.Tensor) -> None:
-    """Let what a layer says of a picture be spread around zero, by one."""
+def _standardise(layer: torch.nn.Conv2d, output: torch.Tensor) -> None:
+    """Change a layer so that its output has mean 0 and standard deviation 1 for each channel."""
     layer.weight.data /= output.std((0, 2, 3)).view(-1, 1, 1, 1)
     layer.bias.data = (layer.bias.data - output.mean((0, 2, 3))) / output.std((0, 2, 3))  # type: ignore[union-attr]
 
 
 def network(name: str, classes: int) -> Any:
-    """A network of ultralytics' own, of noise that is sure of some people."""
+    """One of ultralytics' own networks with random weights that detect some people."""
     from ultralytics.nn.tasks import DetectionModel, PoseModel
 
     found = (PoseModel if "pose" in name else DetectionModel)(f"{name}.yaml", nc=classes, verbose=False)
     found.load_state_dict(filled(found.state_dict(), gain=2.0))
     head = found.model[-1]
-    said = [layer for layer in head.modules() if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None]
-    hooks = [layer.register_forward_hook(lambda layer, _, output: _spread(layer, output)) for layer in said]
+    outputs = [layer for layer in head.modules() if isinstance(layer, torch.nn.Conv2d) and layer.bias is not None]
+    hooks = [layer.register_forward_hook(lambda layer, _, output: _standardise(layer, output)) for layer in outputs]
     with torch.no_grad():
         found.eval()(torch.rand(1, 3, 192, 192, generator=torch.Generator().manual_seed(0)))
     for hook in hooks:
@@ -191,9 +195,9 @@ def test_people_are_found_as_ultralytics_finds_them(
     assert all(len(one.boxes) > 10 for one in seen)
     assert all((one.boxes[:, :2] <= one.boxes[:, 2:4]).all() for one in seen)
 
-    # all that it does here is to import torchvision, for its operators
+    # its only effect here is to import torchvision
     monkeypatch.setattr(AutoBackend, "warmup", lambda *args, **kwargs: None)
-    # on a busy machine it gives up after two seconds
+    # without this it stops after two seconds, which happens on a busy machine
     monkeypatch.setattr(nms, "time", types.SimpleNamespace(time=lambda: 0.0))
     results = YOLO(str(path)).predict(
         [picture[..., ::-1] for picture in images], conf=least, classes=[0], device="cpu", save=False, verbose=False
@@ -205,7 +209,7 @@ def test_people_are_found_as_ultralytics_finds_them(
         assert (one.joints is None) == (result.keypoints is None)
         if one.joints is not None:
             known, points = result.keypoints.data.numpy()[theirs], one.joints[ours]
-            shown = known[..., 2] >= 0.5  # it hides the others
+            shown = known[..., 2] >= 0.5  # ultralytics hides the others
             np.testing.assert_allclose(points[..., 2], known[..., 2], rtol=1e-4, atol=1e-5)
             np.testing.assert_allclose(points[shown], known[shown], rtol=1e-4, atol=1e-2)
     for image, one in zip(images, seen, strict=True):
@@ -214,8 +218,11 @@ def test_people_are_found_as_ultralytics_finds_them(
 
 
 def certain(score: float, joints: float) -> Any:
-    """A pose network that says the same of every picture: people as sure as `score`, whose hips are at their middle
-    and whose ankles are as sure as `joints` (both before the sigmoid)."""
+    """A pose network with the same output for every image: people of one score, with hips at their centre and ankles
+    of one confidence.
+
+    score: of the people, before the sigmoid. joints: the confidence of the ankles, before the sigmoid.
+    """
     found = network("yolo11n-pose", 1)
     for value in found.parameters():
         value.data.zero_()
@@ -255,9 +262,9 @@ def test_the_people_stage_runs_on_a_checkpoint_from_disk(
 
 
 @needs_ultralytics
-def test_what_is_no_network_for_people_is_refused(tmp_path: Path) -> None:
+def test_a_network_that_does_not_detect_people_is_refused(tmp_path: Path) -> None:
     detector = network("yolo11n", 2)
-    with pytest.raises(WrongWeights, match=r"architecture 'yolo11n-seg', no detector and no pose network"):
+    with pytest.raises(WrongWeights, match=r"architecture 'yolo11n-seg', which is no detection or pose network"):
         yolo.Yolo(save(tmp_path / "a.pt", named(detector, "yolo11n-seg.yaml")), CPU)
     with pytest.raises(WrongWeights, match=r"architecture 'mine'"):
         yolo.Yolo(save(tmp_path / "a.pt", named(detector, "mine.yaml")), CPU)

@@ -1,4 +1,4 @@
-"""A Qwen2.5-Omni of a few thousand numbers, in the files and under the names that the published one has."""
+"""A Qwen2.5-Omni of a few thousand parameters, with the files and key names of the published one."""
 
 import json
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ from transformers import PreTrainedTokenizerFast, Qwen2_5OmniThinkerConfig, Qwen
 DIM = 32
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_bos|>", "<|vision_eos|>", "<|IMAGE|>", "<|VIDEO|>"]
 MARKS += ["<|audio_bos|>", "<|audio_eos|>", "<|AUDIO|>"]
-QUESTIONS = ("You analyse", "You plan", "You direct")  # how each of the three begins
-# one good answer to each
+QUESTIONS = ("You analyse", "You plan", "You direct")  # the first words of the three prompts
+# A good answer to each prompt.
 ANALYSIS = {
     "language": "English",
     "transcription": "hello there",
@@ -29,11 +29,11 @@ PHRASES = (
     "[IMAGE]: young woman; dark suit; plain wall\n[VIDEO]: gaze forward; gentle nods; calm smile",
 )
 
-_ASKED, _DONE, _HALFWAY = 0, 4, 5  # numbers of a hidden state: which question; what was said last
+_ASKED, _DONE, _HALFWAY = 0, 4, 5  # dimensions of a hidden state: the prompt, and what was generated last
 
 
 def tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """Letters by their bytes, and each of `words` as one token."""
+    """A tokenizer of bytes, with each of `words` as one token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     built = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -44,7 +44,7 @@ def tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def config(ids: Mapping[str, int], vocabulary: int) -> dict[str, Any]:
-    """A config.json of the published form."""
+    """A config.json in the published form. ids: of the special tokens. vocabulary: number of tokens."""
     return {
         "architectures": ["Qwen2_5OmniModel"],
         "model_type": "qwen2_5_omni",
@@ -89,15 +89,18 @@ def config(ids: Mapping[str, int], vocabulary: int) -> dict[str, Any]:
 
 
 def write(folder: Path, answers: tuple[str, str, tuple[str, str]] | None = None) -> None:
-    """Into `folder`. answers: to each of the QUESTIONS, the last in two pieces; nonsense when None."""
+    """Write the model into `folder`.
+
+    answers: to each of the QUESTIONS, the last in two pieces. With None the weights are random.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     words = [*QUESTIONS, answers[0], answers[1], *answers[2]] if answers else []
     tokens = tokenizer(words)
     tokens.save_pretrained(folder)
-    ids = {word: tokens.convert_tokens_to_ids(word) for word in [*MARKS, *words, "Ċ"]}  # the last is a new line
-    about = config(ids, len(tokens))
-    (folder / "config.json").write_text(json.dumps(about))
-    fronts = {
+    ids = {word: tokens.convert_tokens_to_ids(word) for word in [*MARKS, *words, "Ċ"]}  # the last is the line break
+    configuration = config(ids, len(tokens))
+    (folder / "config.json").write_text(json.dumps(configuration))
+    preprocessing = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "feature_extractor_type": "WhisperFeatureExtractor",
         "feature_size": 128,
@@ -110,9 +113,11 @@ def write(folder: Path, answers: tuple[str, str, tuple[str, str]] | None = None)
         "min_pixels": 3136,
         "max_pixels": 28 * 28 * 16,
     }
-    (folder / "preprocessor_config.json").write_text(json.dumps(fronts))
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
     torch.manual_seed(0)
-    network = Qwen2_5OmniThinkerForConditionalGeneration(Qwen2_5OmniThinkerConfig.from_dict(about["thinker_config"]))
+    network = Qwen2_5OmniThinkerForConditionalGeneration(
+        Qwen2_5OmniThinkerConfig.from_dict(configuration["thinker_config"])
+    )
     if answers:
         _teach(network, ids, answers)
     names = (("model.language_model.", "thinker.model."), ("model.", "thinker."), ("lm_head.", "thinker.lm_head."))
@@ -136,12 +141,13 @@ def _teach(
     ids: Mapping[str, int],
     answers: tuple[str, str, tuple[str, str]],
 ) -> None:
-    """Weights by hand: the first layer looks everywhere for the question's first words, the head says what follows."""
+    """Set the weights by hand. The first layer attends to all tokens for the prompt's first words, and the head maps
+    them to the answer."""
     text = network.model.language_model
     words, head = text.embed_tokens.weight, network.lm_head.weight
     words.zero_()
     head.zero_()
-    words[:, 8:] = 0.01  # so that no state is all zeros
+    words[:, 8:] = 0.01  # so that no state is zero
     for layer in text.layers:
         for part in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
             part.weight.zero_()
@@ -149,7 +155,7 @@ def _teach(
         layer.self_attn.o_proj.weight.zero_()
         layer.mlp.down_proj.weight.zero_()
     for part in (network.model.visual.merger.mlp[2], network.model.audio_tower.proj):
-        part.weight.zero_()  # what is seen and heard says nothing
+        part.weight.zero_()  # images and audio have no effect
         part.bias.zero_()
     look = text.layers[0].self_attn
     for number, (question, answer) in enumerate(zip(QUESTIONS, (*answers[:2], answers[2][0]), strict=True)):

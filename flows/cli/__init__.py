@@ -1,0 +1,1 @@
+"""The `understudy` command, one module a group of commands."""

@@ -1,0 +1,1 @@
+"""Running a curation: steps, workers, the ledger, what is still to do."""

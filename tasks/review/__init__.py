@@ -1,0 +1,1 @@
+"""Looking at a finished run, and computing what another policy would change."""

@@ -1,0 +1,1 @@
+"""The stage `aesthetics`: technical quality and aesthetics of the frames."""

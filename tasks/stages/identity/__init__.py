@@ -1,0 +1,1 @@
+"""The stage `identity`: faces, speakers and the main face of a clip."""

@@ -1,0 +1,1 @@
+"""The stage `latents`: video latents and text embeddings."""

@@ -1,0 +1,1 @@
+"""The stage `motion`: speed of the camera and of the subject."""

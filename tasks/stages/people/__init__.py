@@ -1,0 +1,1 @@
+"""The stage `people`: whether anybody is in the frame, and how the person is framed."""

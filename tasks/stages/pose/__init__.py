@@ -1,0 +1,1 @@
+"""The stage `pose`: physical states of body, face and hands."""

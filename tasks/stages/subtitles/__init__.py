@@ -1,0 +1,1 @@
+"""The stage `subtitles`: text in the frames, by kind."""

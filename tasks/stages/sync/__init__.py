@@ -1,0 +1,1 @@
+"""The stage `sync`: the offset between lips and sound."""

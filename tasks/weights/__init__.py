@@ -1,0 +1,1 @@
+"""Published weights: the catalogue, the local store, fetching, and safe reading."""

@@ -1,0 +1,68 @@
+"""Several workers: communication, and the precision in which they compute and add gradients."""
+
+import os
+import secrets
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from training.loop.parallel import WorkerGroup, full_tensor, local_tensor, parallelize
+
+
+class Block(nn.Module):
+    """Records the dtype that each of its weights has in the forward pass."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 6), nn.LayerNorm(6)
+        self.met: dict[str, torch.dtype] = {}
+        for name, module in (("linear", self.linear), ("norm", self.norm)):
+            module.register_forward_pre_hook(lambda m, _, name=name: self.met.update({name: m.weight.dtype}))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(self.linear(x))
+        return out
+
+
+def worker(rank: int, meeting: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
+    group = WorkerGroup.of_process_group(torch.device("cpu"))
+    assert group.is_leader == (rank == 0)
+    assert group.any(rank == 1) and not group.any(False)
+    assert group.gather(f"of {rank}") == ["of 0", "of 1"]
+    assert group.sum(torch.tensor([1.0, rank])).tolist() == [2.0, 1.0]
+    group.barrier()
+    made: list[int] = []
+    assert group.run_on_leader(lambda: made.append(rank) or f"by {rank}") == "by 0"
+    assert made == [0] * (rank == 0)  # the other workers have not called it
+    with pytest.raises(LookupError, match="of 0"):
+        group.run_on_leader(lambda: {}[f"of {rank}"])
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), Block())
+    alone = nn.Sequential(Block(), Block())
+    alone.load_state_dict(model.state_dict())
+    norms = [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
+    blocks = list(model)
+    parallelize(model, group, "fsdp", True, blocks, norms)
+    data = torch.randn(4, 6)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(data[2 * rank : 2 * rank + 2]).float().square().sum().backward()
+        (alone(data).float().square().sum() / 2).backward()
+    for block in blocks:
+        assert block.met == {"linear": torch.bfloat16, "norm": torch.float32}
+    for ours, theirs in zip(model.parameters(), alone.parameters(), strict=True):
+        assert ours.dtype == ours.grad.dtype == torch.float32
+        assert local_tensor(ours).numel() < theirs.numel()  # each worker holds a part
+        torch.testing.assert_close(full_tensor(ours), theirs)  # the stored weights are never rounded
+        torch.testing.assert_close(full_tensor(ours.grad), theirs.grad, rtol=0.05, atol=0.05)
+    dist.barrier()
+    os._exit(0)  # a thread that FSDP leaves behind sometimes aborts the interpreter at its exit
+
+
+def test_with_bf16_norms_gradient_sums_and_stored_weights_stay_float32(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(worker, (str(tmp_path / secrets.token_hex(4)),), nprocs=2)

@@ -1,0 +1,241 @@
+"""The weights depend on the recipe and the data, not on kills or the number of workers."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.training.loop.tiny import DIM, SAMPLES, Bad, Batch, Holes, Model, Slow, Tiny, job, train_together
+from training.loop import phases
+from training.loop.job import Losses, TrainingError
+from training.loop.parallel import WorkerGroup
+from training.loop.tracking import read_metrics
+from training.loop.trainer import train_phase
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def files(out: Path, phase: str = "base") -> dict[str, bytes]:
+    folder = Path(phases.phase_weights_folder(out, phase))
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def weights(out: Path, phase: str = "base", name: str = phases.WEIGHTS) -> dict[str, torch.Tensor]:
+    return load_file(Path(phases.phase_weights_folder(out, phase)) / name)
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float = 1e-6) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=0, atol=tolerance)
+
+
+# ---- kills ----
+
+
+def start(out: Path) -> "subprocess.Popen[bytes]":
+    return subprocess.Popen([sys.executable, "-m", "tests.training.loop.tiny", out, "60"], cwd=ROOT)
+
+
+def wait_for_step(process: "subprocess.Popen[bytes]", out: Path, step: int) -> None:
+    while process.poll() is None:
+        rows = read_metrics(out / "base" / "metrics.jsonl")
+        if rows and rows[-1]["step"] >= step:
+            return
+        time.sleep(0.005)
+
+
+def survive(tmp_path: Path, kills: int, seed: int) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    train_phase(job(whole, learner=Slow, steps=60), WorkerGroup())
+    moments = random.Random(seed)
+    happened = 0
+    for step in sorted(moments.sample(range(2, 56), kills)):
+        process = start(killed)
+        wait_for_step(process, killed, step)
+        time.sleep(moments.uniform(0, 0.08))  # sometimes in the middle of writing a checkpoint
+        process.send_signal(signal.SIGKILL)
+        happened += process.wait() == -signal.SIGKILL
+        for there in (killed / "base" / "checkpoints").glob("step-*"):
+            assert (there / "progress.json").exists() and (there / ".metadata").exists()
+    assert happened == kills
+    assert start(killed).wait() == 0
+    assert files(killed) == files(whole)
+    rows = [row["step"] for row in read_metrics(killed / "base" / "metrics.jsonl")]
+    assert rows == list(range(2, 61, 2))
+
+
+def test_a_killed_run_ends_with_the_weights_of_an_undisturbed_one(tmp_path: Path) -> None:
+    survive(tmp_path, kills=1, seed=time.time_ns() % 1000)
+
+
+@pytest.mark.slow
+def test_eight_kills_change_no_weight(tmp_path: Path) -> None:
+    survive(tmp_path, kills=8, seed=5)
+
+
+def test_a_run_that_is_asked_to_stop_keeps_its_last_step(tmp_path: Path) -> None:
+    class Asked(Tiny):
+        def losses(self, model: torch.nn.Module, batch: Batch) -> Losses:
+            if Path(self.job.folder, "checkpoints", "step-00000004").exists():
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().losses(model, batch)
+
+    train_phase(job(tmp_path / "whole"), WorkerGroup())
+    before = signal.getsignal(signal.SIGTERM)
+    outcome = train_phase(job(tmp_path / "out", learner=Asked, checkpoint_every=4), WorkerGroup())
+    assert not outcome.done and outcome.step == 5  # asked during step 5
+    assert signal.getsignal(signal.SIGTERM) is before
+    again = train_phase(job(tmp_path / "out"), WorkerGroup())
+    assert again.done and again.resumed_at == 5
+    assert files(tmp_path / "out") == files(tmp_path / "whole")
+
+
+# ---- workers ----
+
+
+def test_two_workers_learn_what_one_learns_and_any_number_goes_on(tmp_path: Path) -> None:
+    train_phase(job(tmp_path / "one"), WorkerGroup())
+    train_together(
+        tmp_path,
+        [
+            job(tmp_path / "ddp", sharding="ddp", micro_batch=2),
+            job(tmp_path / "fsdp", sharding="fsdp", micro_batch=2, sample_every=4),
+            job(tmp_path / "two then one", sharding="fsdp", steps=4),
+        ],
+    )
+    moved = train_phase(job(tmp_path / "two then one", steps=7), WorkerGroup())
+    assert (moved.resumed_at, moved.step) == (4, 7)
+    train_together(tmp_path, [job(tmp_path / "two then one", sharding="ddp", steps=10)])
+    for name in ("ddp", "fsdp", "two then one"):
+        assert_close(weights(tmp_path / name), weights(tmp_path / "one"))
+        assert_close(weights(tmp_path / name, name=phases.AVERAGED), weights(tmp_path / "one", name=phases.AVERAGED))
+    notes = (tmp_path / "two then one" / "base").glob("seen-*")
+    counts = Counter(line for note in notes for line in note.read_text().splitlines())
+    assert len(counts) == 80 and set(counts.values()) == {1}  # 10 steps of 8, in several epochs
+    assert sum(line.startswith("0 ") for line in counts) == SAMPLES
+    # samples use the averaged weights, complete on every worker
+    model = Model()
+    model.load_state_dict(weights(tmp_path / "fsdp", name=phases.AVERAGED))
+    expected = model(torch.ones(1, DIM)).sum().item()
+    for rank in range(2):
+        sampled = (tmp_path / "fsdp" / "base" / "samples" / "step-00000010" / f"{rank}.txt").read_text()
+        assert float(sampled) == pytest.approx(expected, abs=1e-5)
+
+
+def test_micro_batches_give_the_same_weights_as_the_whole_batch(tmp_path: Path) -> None:
+    train_phase(job(tmp_path / "whole"), WorkerGroup())
+    train_phase(job(tmp_path / "pieces", micro_batch=3), WorkerGroup())
+    assert_close(weights(tmp_path / "pieces"), weights(tmp_path / "whole"))
+    rows = [read_metrics(tmp_path / name / "base" / "metrics.jsonl") for name in ("whole", "pieces")]
+    for one, other in zip(*rows, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert one["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
+
+
+def test_unreadable_samples_do_not_count_however_a_batch_is_shared(tmp_path: Path) -> None:
+    """An unreadable sample is not a sample of loss 0. The mean is over the samples that could be read."""
+    train_phase(job(tmp_path / "one", learner=Holes, steps=3, log_every=1), WorkerGroup())
+    train_phase(job(tmp_path / "pieces", learner=Holes, steps=3, log_every=1, micro_batch=3), WorkerGroup())
+    train_together(tmp_path, [job(tmp_path / "two", learner=Holes, steps=3, log_every=1)])
+    for other in ("pieces", "two"):
+        assert_close(weights(tmp_path / other), weights(tmp_path / "one"))
+        rows = [read_metrics(tmp_path / name / "base" / "metrics.jsonl") for name in ("one", other)]
+        for here, there in zip(*rows, strict=True):
+            assert here["loss"] == pytest.approx(there["loss"], rel=1e-5)
+            assert here["grad_norm"] == pytest.approx(there["grad_norm"], rel=1e-4)
+    # the first step, computed directly
+    learner = Holes(job(tmp_path, steps=3), WorkerGroup())
+    batch = next(iter(learner.loader()))
+    assert 0 < batch.weight.sum() < 8
+    model = learner.model()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(learner.part_of(name) in ("video", "text"))
+    loss = (learner.losses(model, batch).values * batch.weight).sum() / batch.weight.sum()
+    loss.backward()
+    norm = torch.stack([p.grad.norm() for p in model.parameters() if p.grad is not None]).norm()
+    assert rows[0][0]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert rows[0][0]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
+    from torch._dynamo.utils import counters
+
+    train_phase(job(tmp_path / "plain", steps=3), WorkerGroup())
+    counters.clear()
+    train_phase(job(tmp_path / "compiled", steps=3, compile=True), WorkerGroup())
+    assert counters["stats"]["unique_graphs"] >= 1 and not counters["graph_break"]
+    assert_close(weights(tmp_path / "compiled"), weights(tmp_path / "plain"), 1e-5)
+
+
+# ---- what stops it ----
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_samples(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"step 2: the loss of s03 is not finite"):
+        train_phase(job(tmp_path, learner=Bad, micro_batch=2, checkpoint_every=1), WorkerGroup())
+    assert [path.name for path in (tmp_path / "base" / "checkpoints").iterdir()] == ["step-00000001"]
+    assert not Path(phases.phase_weights_folder(tmp_path, "base")).exists()
+    whole = train_phase(job(tmp_path, checkpoint_every=1), WorkerGroup())
+    assert whole.done and whole.resumed_at == 1
+
+
+def test_a_gradient_that_is_not_finite_stops_the_training_too(tmp_path: Path) -> None:
+    class Steep(Tiny):
+        def losses(self, model: torch.nn.Module, batch: Batch) -> Losses:
+            values, sigmas = super().losses(model, batch)
+            return Losses(values + torch.sqrt(values - values.detach()), sigmas)
+
+    with pytest.raises(TrainingError, match=r"step 1: the gradient is not finite, over s\d\d, s\d\d"):
+        train_phase(job(tmp_path, learner=Steep), WorkerGroup())
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+    train_phase(job(tmp_path, steps=4), WorkerGroup())
+    other = job(tmp_path)
+    changed = other.recipe.model_copy(update={"seed": 1, "ema": 0.5})
+    with pytest.raises(TrainingError, match=r"(?s)other settings.*ema: 0\.9 is now 0\.5\nseed: 0 is now 1"):
+        train_phase(type(other)(changed, "base", "nowhere.json", tmp_path, Tiny), WorkerGroup())
+    train_phase(job(tmp_path, steps=4, keep=5), WorkerGroup())  # run settings may change
+
+
+# ---- what is learnt ----
+
+
+def test_clipping_warm_up_and_average_are_as_the_formulas_say(tmp_path: Path) -> None:
+    """One step of AdamW from known weights. The first update is the learning rate times the gradient's sign."""
+    train_phase(job(tmp_path, steps=1), WorkerGroup())
+    learner = Tiny(job(tmp_path), WorkerGroup())
+    began = dict(learner.model().named_parameters())
+    model, averaged = weights(tmp_path), weights(tmp_path, name=phases.AVERAGED)
+    rate = 1e-2 / 3  # the first of three steps of warm-up
+    moved = torch.cat([(model[n] - (1 - 0.01 * rate) * began[n].detach()).flatten() for n in model if "head" in n])
+    torch.testing.assert_close(moved.abs(), torch.full_like(moved, rate), rtol=1e-3, atol=1e-7)
+    decay = 2 / 11  # (1 + 1) / (10 + 1) is below the recipe's 0.9
+    for name in model:
+        torch.testing.assert_close(averaged[name], decay * began[name].detach() + (1 - decay) * model[name])
+
+
+def test_parts_that_are_not_trained_stay_as_they_were(tmp_path: Path) -> None:
+    train_phase(job(tmp_path), WorkerGroup())
+    began = dict(Tiny(job(tmp_path), WorkerGroup()).model().named_parameters())
+    after = weights(tmp_path)
+    same = {name for name in after if torch.equal(after[name], began[name])}
+    assert same == {name for name in after if ".audio." in name}  # base trains video and text

@@ -1,0 +1,1 @@
+"""Training one phase: the loop, checkpoints, workers, metrics."""

@@ -1,0 +1,180 @@
+"""The workers of a training: communication, and how the model is distributed over them."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+Sharding = Literal["ddp", "fsdp"]
+MadeT = TypeVar("MadeT")
+
+
+@dataclass(frozen=True)
+class WorkerGroup:
+    """All workers of a training, seen from one of them. A single worker needs no process group."""
+
+    rank: int = 0
+    """This worker's number, 0 to size - 1."""
+    size: int = 1
+    """Number of workers."""
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    """This worker's device."""
+
+    @classmethod
+    def of_process_group(cls, device: torch.device) -> "WorkerGroup":
+        """The workers of torch.distributed's process group, which must be initialised."""
+        return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this is the leading worker, rank 0, which writes what is written once."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait until every worker has called it."""
+        if self.size > 1:
+            # by a sum, because a process group's own barrier() would pick a device itself
+            self.sum(torch.zeros(1, device=self.device))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum of every worker's tensor, in place."""
+        if self.size > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is True on any worker."""
+        if self.size == 1:
+            return flag
+        return bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's value by rank, on every worker. For small values only."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] = [None] * self.size
+        dist.all_gather_object(values, value)
+        return values
+
+    def run_on_leader(self, make: Callable[[], MadeT]) -> MadeT:
+        """Call `make` on the leading worker and return its result on every worker. For small results only.
+
+        An exception of `make` is raised on every worker, so that none waits for a result.
+        """
+        if self.size == 1:
+            return make()
+        made: MadeT | None = None
+        fault: Exception | None = None
+        if self.is_leader:
+            try:
+                made = make()
+            except Exception as error:
+                fault = error
+        made, fault = self.gather((made, fault))[0]
+        if fault is not None:
+            raise fault
+        return made
+
+
+def device_here(gpu: int | None = None) -> torch.device:
+    """This process's GPU, or the CPU where there is no GPU. gpu: index, the first one when None."""
+    if torch.cuda.is_available():
+        device = torch.device("cuda", gpu or 0)
+        torch.cuda.set_device(device)
+        return device
+    return torch.device("cpu")
+
+
+def parallelize(
+    model: nn.Module,
+    group: WorkerGroup,
+    sharding: Sharding,
+    bf16: bool,
+    units: Iterable[nn.Module],
+    in_float32: Iterable[nn.Module] = (),
+) -> nn.Module:
+    """Move the model to this worker's device and connect it to the other workers' copies.
+
+    The model must have the same weights on every worker.
+
+    ddp: each worker keeps the whole model. Gradients are averaged in float32.
+    fsdp (FSDP2): each worker keeps a part of every parameter, gradient and optimizer state. With `bf16`, weights are
+    exchanged and multiplied in bfloat16 and gradients are summed in float32. The weights of modules `in_float32` stay
+    in float32.
+
+    units: the modules that FSDP2 gathers as one unit, from the inside out: blocks, and every module that is also called
+    by itself.
+
+    Returns: the module to call.
+    """
+    if group.size == 1:
+        return model.to(group.device)
+    if sharding == "ddp":
+        model.to(group.device)
+        ids = [group.device] if group.device.type == "cuda" else None
+        return DistributedDataParallel(
+            model,
+            device_ids=ids,
+            broadcast_buffers=False,  # they are constants
+            find_unused_parameters=True,  # such as the mask predictor's, in a step without several speakers
+            gradient_as_bucket_view=True,
+        )
+    mesh = init_device_mesh(group.device.type, (group.size,))
+    float32_policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
+    bf16_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
+    policy = bf16_policy if bf16 else float32_policy
+    for module in in_float32 if bf16 else ():
+        fully_shard(module, mesh=mesh, mp_policy=float32_policy)
+    for unit in units:
+        fully_shard(unit, mesh=mesh, mp_policy=policy)
+    # The root unit is resharded after the forward pass too. Otherwise sampling between two steps would leave its
+    # gathered weights in place.
+    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    return model
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside its DistributedDataParallel wrapper."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@contextlib.contextmanager
+def gradient_sync(model: nn.Module, last: bool) -> Iterator[None]:
+    """The context of a micro-batch's forward and backward pass. Workers exchange gradients in the `last` one only."""
+    if isinstance(model, DistributedDataParallel):
+        with contextlib.nullcontext() if last else model.no_sync():
+            yield
+        return
+    if isinstance(model, FSDPModule):
+        model.set_requires_gradient_sync(last)
+    yield
+
+
+def local_tensor(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this worker holds. Other tensors are returned as they are."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def full_tensor(tensor: Tensor) -> Tensor:
+    """A sharded tensor as a whole, on every worker. Other tensors are returned as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The norm of all gradients together, the same number on every worker."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    return full_tensor(nn.utils.get_total_norm(gradients))
+
+
+def clip_gradients(parameters: Iterable[Tensor], norm: Tensor, max_norm: float) -> None:
+    """Scale the gradients down to a norm of `max_norm`. norm: their norm."""
+    gradients = [local_tensor(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))

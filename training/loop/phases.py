@@ -1,0 +1,236 @@
+"""The weights that a phase starts from and the weights that it leaves, as safetensors files with their history."""
+
+import functools
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from data_manifests.storage import Storage, local_copy
+from training.config import PARTS, PhaseSettings, TrainingRecipe
+
+WEIGHTS, AVERAGED, ABOUT = "model.safetensors", "averaged.safetensors", "weights.json"
+
+Weights = dict[str, Tensor]
+PartOf = Callable[[str], str]  # parameter name -> its part, one of PARTS
+Counterpart = Callable[[str, str], str | None]  # (parameter name, part) -> the corresponding parameter of that part
+
+
+class PhaseError(ValueError):
+    """A phase that cannot start; the message names the phase and what to do."""
+
+
+def phase_weights_folder(out: Path | str, phase: str) -> str:
+    """The address of a finished phase's weights."""
+    return f"{out}/{phase}/weights"
+
+
+def starting_weights(
+    own: Weights, phase: str, recipe: TrainingRecipe, out: Path | str, part_of: PartOf, counterpart: Counterpart
+) -> Weights:
+    """The weights that a phase starts from, part by part, as its `weights` say.
+
+    Earlier phases give their averaged weights. A part that starts from another part takes the weights of the
+    corresponding parameters.
+
+    own: the new model's weights. Parts that are "new" keep them, and so do parameters without a counterpart in the part
+    that they start from.
+
+    Raises PhaseError when an earlier phase has not ended, or its weights do not fit the model.
+    """
+    files: dict[str, tuple[str, Weights]] = {}
+    started: Weights = {}
+    faults: list[str] = []
+    for name, value in own.items():
+        part = part_of(name)
+        origin, other_part = split_origin(recipe.phases[phase].weights[part])  # type: ignore[index]
+        if origin == "new":
+            started[name] = value
+            continue
+        if origin not in files:
+            files[origin] = _open(origin, phase, out)
+        path, weights = files[origin]
+        origin_name = name if other_part in (None, part) else counterpart(name, str(other_part))
+        if origin_name is None:
+            started[name] = value
+        elif origin_name not in weights:
+            faults.append(f"{path}: has no {origin_name}")
+        elif weights[origin_name].shape != value.shape:
+            shapes = f"{origin_name} is {list(weights[origin_name].shape)}, the model's {name} is {list(value.shape)}"
+            faults.append(f"{path}: {shapes}")
+        else:
+            started[name] = weights[origin_name].to(value.dtype)
+    if faults:
+        shown = faults[:5] + ([f"... and {len(faults) - 5} more"] if len(faults) > 5 else [])
+        raise PhaseError(f"phase {phase} cannot start: these are weights of another model\n" + "\n".join(shown))
+    return started
+
+
+def starting_scale(phase: str, recipe: TrainingRecipe, out: Path | str) -> tuple[float, ...] | None:
+    """The divisor of latents that the weights a phase starts from were trained with, from the weights.json beside them.
+
+    () for 1. None where all parts are new. A weights file without a weights.json is taken to need no divisor, unless
+    the recipe whitens latents. Then a weights.json is required.
+
+    Raises PhaseError when a required weights.json is missing or does not say, or when two of them differ.
+    """
+    scales: dict[str, tuple[float, ...]] = {}
+    for origin in dict.fromkeys(recipe.phases[phase].weights.values()):
+        if origin == "new":
+            continue
+        name, _ = split_origin(origin)
+        is_file = name.endswith(".safetensors")
+        beside = name.rpartition("/")[0] or ("/" if name.startswith("/") else ".")
+        folder = beside if is_file else phase_weights_folder(out, name)
+        about = _about(folder)
+        if about is None and not is_file:
+            raise PhaseError(f"phase {phase} starts from {folder}: train phase {name} first")
+        scale = latent_scale_in(about or {})
+        if scale is None and (not is_file or recipe.data.whiten is not None):
+            raise PhaseError(
+                f"phase {phase} starts from {name}: no {ABOUT} at {folder} says which latent_scale it was trained "
+                "with; put the one that was written with the weights there"
+            )
+        scales[name] = scale or ()
+    if len(set(scales.values())) > 1:
+        raise PhaseError(
+            f"phase {phase} cannot start: {' and '.join(scales)} were trained on latents of different scales "
+            f"(latent_scale in their {ABOUT}); start all parts from weights of one training"
+        )
+    return next(iter(scales.values()), None)
+
+
+def latent_scale_in(about: Mapping[str, Any]) -> tuple[float, ...] | None:
+    """The divisor of latents in a weights.json, or in a checkpoint's progress.json. () for 1.
+
+    None where the file has no shape, as an old checkpoint's, or where the divisor is invalid.
+    """
+    shape = about.get("shape")
+    scale = shape.get("latent_scale", []) if isinstance(shape, dict) else None
+    if not isinstance(scale, list) or not all(isinstance(of, float | int) and 0 < of < math.inf for of in scale):
+        return None
+    return tuple(map(float, scale))
+
+
+def split_origin(origin: str) -> tuple[str, str | None]:
+    """The phase or file of an origin, and the part of that phase. The part is None where the origin names none."""
+    if origin.endswith(".safetensors"):
+        return origin, None
+    name, _, part = origin.partition(".")
+    return name, part or None
+
+
+def _open(origin: str, phase: str, out: Path | str) -> tuple[str, Weights]:
+    is_file = origin.endswith(".safetensors")
+    address = origin if is_file else f"{phase_weights_folder(out, origin)}/{AVERAGED}"
+    try:
+        if not is_file and about_weights(out, origin) is None:  # weights without it are not completely written yet
+            raise FileNotFoundError
+        return address, read_weights(address)
+    except FileNotFoundError:
+        missing = "there is no such file" if is_file else f"train phase {origin} first"
+        raise PhaseError(f"phase {phase} starts from {address}: {missing}") from None
+    except (OSError, SafetensorError) as error:
+        raise PhaseError(f"phase {phase} starts from {address}: it cannot be read: {error}") from None
+
+
+def read_weights(address: str) -> Weights:
+    """The tensors of a safetensors file, on the CPU. Raises OSError, SafetensorError."""
+    with local_copy(address) as path:
+        return load_file(path)
+
+
+def part_hashes(weights: Mapping[str, Tensor], part_of: PartOf) -> dict[str, str]:
+    """A sha256 of each part, over the names, types, shapes and bytes of its parameters."""
+    digests = {part: hashlib.sha256() for part in PARTS}
+    for name in sorted(weights):
+        value = weights[name].detach().cpu().contiguous()
+        digest = digests[part_of(name)]
+        digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return {part: digest.hexdigest() for part, digest in digests.items()}
+
+
+def write_weights(out: Path | str, phase: str, model: Weights, averaged: Weights, about: Mapping[str, Any]) -> None:
+    """Write a phase's weights and their weights.json, completely or not at all.
+
+    On a file system they are written to another folder, which is renamed in the end. In an object store weights.json is
+    removed first and written last.
+    """
+    folder = Storage(phase_weights_folder(out, phase))
+    writing_to = Storage(f"{out}/{phase}/.weights.tmp") if folder.is_local else folder
+    if folder.is_local:
+        shutil.rmtree(writing_to.root, ignore_errors=True)
+    else:
+        folder.remove(ABOUT)
+    for name, weights in ((WEIGHTS, model), (AVERAGED, averaged)):
+        plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
+        writing_to.write(name, functools.partial(save_file, plain))
+    writing_to.write_bytes(ABOUT, (json.dumps(dict(about), sort_keys=True, indent=1) + "\n").encode())
+    if folder.is_local:
+        shutil.rmtree(folder.root, ignore_errors=True)
+        Path(writing_to.root).rename(folder.root)
+
+
+def about_weights(out: Path | str, phase: str) -> dict[str, Any] | None:
+    """The weights.json of a finished phase. None when the phase has not ended. Raises PhaseError."""
+    return _about(phase_weights_folder(out, phase))
+
+
+def _about(address: str) -> dict[str, Any] | None:
+    """The weights.json of a folder. None where there is none. Raises PhaseError."""
+    folder = Storage(address)
+    try:
+        about = json.loads(folder.read_bytes(ABOUT))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise PhaseError(f"{folder.address}/{ABOUT}: cannot be read: {error}") from None
+    if not isinstance(about, dict):
+        raise PhaseError(f"{folder.address}/{ABOUT}: cannot be read: it holds no description of weights")
+    return about
+
+
+def settings_of(recipe: TrainingRecipe, phase: str, dataset: str, without_defaults: bool = False) -> dict[str, Any]:
+    """The settings that decide what a phase learns, as JSON values.
+
+    A training may resume another one's checkpoint if their settings are equal. So the number of steps is included only
+    where the learning rate depends on it.
+
+    dataset: the sha256 of the dataset manifest. without_defaults: leave out settings that have their default value.
+    """
+    settings = recipe.model_dump(
+        mode="json",
+        exclude={"name": True, "run": True, "phases": True, "data": {"max_bad"}},
+        exclude_defaults=without_defaults,
+    )
+    of_phase: PhaseSettings = recipe.phases[phase]
+    left_out = {"steps"} if recipe.optimizer.decay == "none" else set()
+    phase_settings = of_phase.model_dump(mode="json", exclude=left_out, exclude_defaults=without_defaults)
+    return {"dataset": dataset, **settings, "phase": phase_settings}
+
+
+def changed_settings(
+    before: Mapping[str, Any], now: Mapping[str, Any], not_default: Mapping[str, Any], above: str = ""
+) -> list[str]:
+    """The settings that differ, one line each: "KEY: BEFORE is now NOW".
+
+    `before` may come from a version that did not have a setting yet. Such a setting differs only if it is among
+    `not_default` (`settings_of` without defaults). Its default changes nothing in what was learnt without it.
+    """
+    lines = []
+    for key in sorted({*before, *now}):
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            lines += changed_settings(old, new, not_default.get(key) or {}, f"{above}{key}.")
+        elif old != new and (key in before or key in not_default):
+            lines.append(f"{above}{key}: {old!r} is now {new!r}")
+    return lines

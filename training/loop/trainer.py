@@ -1,0 +1,366 @@
+"""Training of one phase, as each of its workers runs it."""
+
+import contextlib
+import logging
+import math
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Sequence
+from types import FrameType
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from data_manifests.storage import Storage
+from training.loop import checkpoint, phases
+from training.loop.ema import ExponentialMovingAverage
+from training.loop.job import BatchStream, Job, Learner, PhaseResult, TrainingError
+from training.loop.metrics import StepMetrics
+from training.loop.outputs import OutputFolder
+from training.loop.parallel import (
+    WorkerGroup,
+    clip_gradients,
+    full_tensor,
+    gradient_norm,
+    gradient_sync,
+    parallelize,
+    unwrap,
+)
+from training.loop.tracking import METRICS, RESUMED_FILES, PhaseEnd, Trackers
+
+_log = logging.getLogger(__name__)
+
+ReportCheckpoint = Callable[[dict[str, float]], None]  # takes the step and the loss of a checkpoint
+
+
+def train_phase(job: Job, group: WorkerGroup, report: ReportCheckpoint | None = None) -> PhaseResult:
+    """Train a phase to its end, resuming from its latest checkpoint if there is one. Every worker calls it.
+
+    report: called on every worker at each checkpoint.
+
+    Raises TrainingError, phases.PhaseError, checkpoint.CheckpointError and anything that the loader raises.
+    """
+    learner = job.learner(job, group)
+    settings = phases.settings_of(job.recipe, job.phase, learner.dataset)
+    finished = phases.about_weights(job.out, job.phase)
+    if finished is not None:
+        _check_same_settings(job, finished["settings"], settings)
+        if finished["step"] >= job.settings.steps:
+            step, loss = finished["step"], finished["loss"]
+            return PhaseResult(job.phase, step, True, step, loss, finished["started_from"])
+    with _PhaseRun(job, group, learner, settings) as run:
+        return run.train(report)
+
+
+def _check_same_settings(job: Job, before: dict[str, Any], now: dict[str, Any]) -> None:
+    not_default = phases.settings_of(job.recipe, job.phase, now["dataset"], without_defaults=True)
+    differences = phases.changed_settings(before, now, not_default)
+    if differences:
+        raise TrainingError(
+            f"{job.folder} holds a training with other settings; give another output folder, or undo these changes:\n"
+            + "\n".join(differences)
+        )
+
+
+class _MicroBatchLosses(NamedTuple):
+    keys: Sequence[str]
+    """Clip ids."""
+    losses: Tensor
+    """[batch], each multiplied by the sample's weight, without gradient."""
+
+
+class _PhaseRun:
+    """A worker's model, optimizer and data in one run of a phase, restored from the latest checkpoint.
+
+    A context manager: leaving the context closes the data, the trackers and the output folder.
+    """
+
+    def __init__(self, job: Job, group: WorkerGroup, learner: Learner, settings: dict[str, Any]) -> None:
+        self._job, self._group, self._learner, self._settings = job, group, learner, settings
+        self._run_settings = job.recipe.run
+        self._checkpoints = Storage(f"{job.folder}/checkpoints")
+        if group.is_leader:
+            checkpoint.remove_incomplete(self._checkpoints)
+        group.barrier()
+        latest = checkpoint.latest(self._checkpoints)
+        progress = checkpoint.read_progress(self._checkpoints, latest) if latest else {}
+        if latest is None:
+            model = learner.model(phases.starting_scale(job.phase, job.recipe, job.out))
+            self._started_from = self._set_starting_weights(model)
+        else:
+            _check_same_settings(job, progress["settings"], settings)
+            model = learner.model(phases.latent_scale_in(progress))
+            self._started_from = progress["started_from"]
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(learner.part_of(name) in job.settings.train)
+        self._prepare_model(model)
+        self._prepare_optimizer()
+        self._restore(latest, progress)
+        self._loss = float("nan") if progress.get("loss") is None else progress["loss"]
+        self._open_outputs()
+
+    def _set_starting_weights(self, model: nn.Module) -> dict[str, Any]:
+        """Give the model the weights that the phase starts from. Returns their origin and sha256, by part."""
+        job, learner = self._job, self._learner
+        own = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        weights = phases.starting_weights(own, job.phase, job.recipe, job.out, learner.part_of, learner.counterpart)
+        with torch.no_grad():
+            for name, value in weights.items():
+                own[name].copy_(value)
+        hashes = phases.part_hashes(own, learner.part_of)
+        return {part: {"origin": origin, "sha256": hashes[part]} for part, origin in job.settings.weights.items()}
+
+    def _prepare_model(self, model: nn.Module) -> None:
+        learner, run, group = self._learner, self._run_settings, self._group
+        if run.activation_checkpointing:
+            learner.enable_activation_checkpointing(model)
+        if run.compile:
+            for block in learner.blocks(model):
+                block.compile()
+        self._bf16 = run.bf16 and group.device.type == "cuda"
+        units, in_float32 = learner.units(model), learner.in_float32(model)
+        self._parallel_model = parallelize(model, group, run.sharding, self._bf16, units, in_float32)
+        self._model = unwrap(self._parallel_model)
+
+    def _prepare_optimizer(self) -> None:
+        settings = self._job.recipe.optimizer
+        self._trained = [parameter for parameter in self._model.parameters() if parameter.requires_grad]
+        self._learning_rate = self._job.settings.learning_rate or settings.learning_rate
+        self._optimizer = torch.optim.AdamW(
+            self._trained,
+            lr=self._learning_rate,
+            betas=settings.betas,
+            weight_decay=settings.weight_decay,
+            fused=self._group.device.type == "cuda",
+        )
+        self._averaged = ExponentialMovingAverage(self._model, self._job.recipe.ema)
+        self._state = checkpoint.TrainingState(self._model, self._optimizer, self._averaged)
+
+    def _restore(self, latest: str | None, progress: dict[str, Any]) -> None:
+        self._loader = self._learner.loader()
+        self._step = 0
+        if latest is not None:
+            checkpoint.load(self._checkpoints, latest, self._state, self._group)
+            self._loader.load_state_dict(progress["loader"])
+            self._step = int(progress["step"])
+        self._batches: Generator[Any, None, None] = _closable(self._loader)
+        self._resumed_at = self._step
+
+    def _open_outputs(self) -> None:
+        self._trackers: Trackers | None = None
+        self._outputs = OutputFolder(self._job.folder, RESUMED_FILES if self._group.is_leader else ())
+        if self._group.is_leader:
+            names = self._run_settings.trackers
+            self._trackers = Trackers(self._outputs.path, self._job.phase, self._step, names, self._settings)
+            self._outputs.copy()
+
+    def __enter__(self) -> "_PhaseRun":
+        return self
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        end: PhaseEnd = "failed" if error else "finished" if self._step >= self._job.settings.steps else "stopped"
+        try:
+            with contextlib.ExitStack() as closing:  # runs all callbacks, the last one first, even if one of them fails
+                closing.callback(self._outputs.close)
+                closing.callback(self._outputs.copy)
+                if self._trackers is not None:
+                    closing.callback(self._trackers.close, end)
+                closing.callback(self._batches.close)
+        except Exception as closing_error:
+            if error is None:
+                raise
+            # the error that ended the phase tells more than this one
+            _log.warning("phase %s was not closed properly: %s", self._job.phase, closing_error)
+
+    # ---- the loop ----
+
+    def train(self, report: ReportCheckpoint | None) -> PhaseResult:
+        """Take steps until the phase's last one, or until a worker is asked to stop."""
+        run, last_step = self._run_settings, self._job.settings.steps
+        metrics = StepMetrics(self._group)
+        stop = False
+        with _stop_signals() as stop_requested:
+            while self._step < last_step and not stop:
+                stop = self._take_step(metrics, stop_requested)
+                ended = self._step == last_step
+                if self._step % run.log_every == 0 or ended:
+                    self._log_metrics(metrics)
+                with metrics.excluded():
+                    if stop or ended or self._step % run.checkpoint_every == 0:
+                        self._save_checkpoint()
+                        if report is not None:
+                            report({"step": self._step, "loss": self._loss})
+                    if run.sample_every and not stop and (self._step % run.sample_every == 0 or ended):
+                        self._sample()
+        done = self._step >= last_step
+        if done:
+            self._write_weights()
+        loss = self._loss if math.isfinite(self._loss) else None
+        return PhaseResult(self._job.phase, self._step, done, self._resumed_at, loss, self._started_from)
+
+    def _take_step(self, metrics: StepMetrics, stop_requested: threading.Event) -> bool:
+        """One optimizer step over a global batch. Returns whether any worker was asked to stop."""
+        group, optimizer_settings = self._group, self._job.recipe.optimizer
+        with metrics.waiting_for_data():
+            share = next(self._batches)
+        num_readable = float(group.sum(share.weight.sum().to(group.device, torch.float32)))
+        micro_batches = self._accumulate_gradients(share, max(num_readable, 1.0), metrics)
+        norm = gradient_norm(self._trained)
+        loss_sum = sum((losses.sum() for _, losses in micro_batches), torch.zeros((), device=group.device))
+        stop_flag = torch.tensor(float(stop_requested.is_set()), device=group.device)
+        global_loss_sum, num_stopping = group.sum(torch.stack([loss_sum.float(), stop_flag])).tolist()
+        if not math.isfinite(global_loss_sum) or not math.isfinite(float(norm)):
+            self._raise_not_finite(micro_batches)
+        clip_gradients(self._trained, norm, optimizer_settings.max_grad_norm)
+        self._step += 1
+        rate_share = optimizer_settings.share_of_rate(self._step, self._job.settings.steps)
+        for parameters in self._optimizer.param_groups:
+            parameters["lr"] = self._learning_rate * rate_share
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self._averaged.update(self._step)
+        self._loss = global_loss_sum / max(num_readable, 1.0)
+        metrics.step(float(norm))
+        return num_stopping > 0
+
+    def _accumulate_gradients(self, share: Any, num_readable: float, metrics: StepMetrics) -> list[_MicroBatchLosses]:
+        """Run forward and backward over this worker's share of the batch, micro-batch by micro-batch.
+
+        num_readable: the global batch's samples that could be read. The step's loss is the mean over them.
+        """
+        device, group = self._group.device, self._group
+        micro_batches = share.split(self._run_settings.micro_batch or len(share))
+        scale = group.size / num_readable  # group.size, because gradients are averaged over the workers
+        results: list[_MicroBatchLosses] = []
+        for number, batch in enumerate(micro_batches, 1):
+            batch = batch.to(device)
+            with gradient_sync(self._parallel_model, last=number == len(micro_batches)):
+                with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+                    losses = self._learner.losses(self._parallel_model, batch)
+                weighted = losses.values * batch.weight
+                (weighted.sum() * scale).backward()
+            results.append(_MicroBatchLosses(batch.keys, weighted.detach()))
+            metrics.add(weighted.detach(), batch.weight, losses.sigmas, *self._learner.work(batch))
+        for parameter in self._trained:
+            if parameter.grad is None:  # no sample of this step used it
+                parameter.grad = torch.zeros_like(parameter)
+        return results
+
+    def _raise_not_finite(self, micro_batches: list[_MicroBatchLosses]) -> NoReturn:
+        """Raise TrainingError with the samples whose loss is not finite, on all workers."""
+        not_finite = [
+            key
+            for keys, losses in micro_batches
+            for key, loss in zip(keys, losses.tolist(), strict=True)
+            if not math.isfinite(loss)
+        ]
+        on_all_workers = sorted(key for keys in self._group.gather(not_finite) for key in keys)
+        what = f"the loss of {_listed(on_all_workers)} is not finite"
+        if not on_all_workers:
+            all_keys = self._group.gather([key for keys, _ in micro_batches for key in keys])
+            what = f"the gradient is not finite, over {_listed(sorted(key for keys in all_keys for key in keys))}"
+        raise TrainingError(
+            f"phase {self._job.phase}, step {self._step + 1}: {what}; the step was not taken, and all checkpoints "
+            "before it are intact"
+        )
+
+    # ---- outputs ----
+
+    def _save_checkpoint(self) -> None:
+        progress = {
+            "step": self._step,
+            "loss": self._loss,
+            "loader": self._loader.state_dict(),
+            "settings": self._settings,
+            "started_from": self._started_from,
+            **self._learner.about(self._model),
+        }
+        if self._trackers is not None:
+            self._trackers.flush()
+        self._outputs.copy()  # before the checkpoint, so that a run that resumes from it has the metrics up to it
+        checkpoint.save(self._checkpoints, self._step, self._state, progress, self._run_settings.keep, self._group)
+
+    def _log_metrics(self, metrics: StepMetrics) -> None:
+        values = metrics.read()
+        if self._trackers is not None:
+            self._trackers.scalars(self._step, {**values, "learning_rate": self._optimizer.param_groups[0]["lr"]})
+            self._outputs.copy_now_and_then(METRICS)
+
+    def _sample(self) -> None:
+        folder = self._outputs.path / "samples" / f"step-{self._step:08d}"
+        self._model.eval()
+        with self._averaged.in_place(), torch.no_grad():
+            measured = self._learner.sample(self._model, self._step, folder, self._trackers)
+        self._model.train()
+        if self._trackers is not None and measured:
+            self._trackers.scalars(self._step, measured)
+        self._outputs.copy()
+
+    def _write_weights(self) -> None:
+        """Write the finished phase's weights. Every worker calls it, and the leading one writes."""
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state: dict[str, Tensor] = get_model_state_dict(self._model, options=options)  # type: ignore[assignment]
+        averaged = {}
+        for name, value in self._averaged.weights.items():
+            whole = full_tensor(value)
+            if self._group.is_leader:
+                averaged[name] = whole.cpu()
+        if self._group.is_leader:
+            model = {name: state[name] for name, _ in self._model.named_parameters()}
+            about = self._about_weights(model, averaged)
+            phases.write_weights(self._job.out, self._job.phase, model, averaged, about)
+        self._group.barrier()
+
+    def _about_weights(self, model: dict[str, Tensor], averaged: dict[str, Tensor]) -> dict[str, Any]:
+        recipe, part_of = self._job.recipe, self._learner.part_of
+        return {
+            "recipe": {"name": recipe.name, "hash": recipe.digest()},
+            "model": recipe.model,
+            "size": recipe.size,
+            "phase": self._job.phase,
+            "step": self._step,
+            "loss": self._loss if math.isfinite(self._loss) else None,
+            "settings": self._settings,
+            **self._learner.about(self._model),
+            "started_from": self._started_from,
+            "parts": {
+                phases.WEIGHTS: phases.part_hashes(model, part_of),
+                phases.AVERAGED: phases.part_hashes(averaged, part_of),
+            },
+        }
+
+
+def _closable(loader: BatchStream) -> Generator[Any, None, None]:
+    """The loader's batches. Closing the generator ends the loader's threads."""
+    yield from loader
+
+
+def _listed(keys: Sequence[str], max_shown: int = 20) -> str:
+    more = f" and {len(keys) - max_shown} more" if len(keys) > max_shown else ""
+    return ", ".join(keys[:max_shown]) + more
+
+
+@contextlib.contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that SIGTERM or SIGINT sets. A second SIGINT raises KeyboardInterrupt.
+
+    Only a process's main thread receives signals. In another thread the event is never set.
+    """
+    stop_requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_requested
+        return
+
+    def request_stop(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and stop_requested.is_set():
+            raise KeyboardInterrupt
+        stop_requested.set()
+
+    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield stop_requested
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,1 @@
+"""active-mind's network: a diffusion transformer of three branches."""
