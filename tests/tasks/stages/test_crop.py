@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from data_manifests.strict import RecipeError, validate
 from tasks.media.clip import SAMPLE_RATE, Clip, ClipRecord, Measurement, Unmeasurable
 from tasks.media.decode import read_video
-from tasks.media.upright import DecodedFrame
 from tasks.media.encode import ClipEncoder
+from tasks.media.upright import DecodedFrame
 from tasks.stages.crop.stage import Crop, CropSettings, shift_sound
 from tasks.stages.crop.windows import follow_face, window_side
 

@@ -40,7 +40,9 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The empty folder of a network called toy."""
     monkeypatch.setenv("UNDERSTUDY_WEIGHTS", str(tmp_path / "weights"))
     entry = Published("toy", ("toy.safetensors|*.pth",), "https://nowhere.example/toy.pth", "MIT", 0.1, "`stand-in`")
-    monkeypatch.setitem(CATALOGUE, "toy", Published(**{**vars(entry), "expected_shapes": f"{__name__}:expected_shapes"}))
+    monkeypatch.setitem(
+        CATALOGUE, "toy", Published(**{**vars(entry), "expected_shapes": f"{__name__}:expected_shapes"})
+    )
     folder = tmp_path / "weights" / "toy"
     folder.mkdir(parents=True)
     return folder
