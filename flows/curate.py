@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.utilities.annotations import opaque
 
 from data_manifests.dataset import DatasetManifest, ShardEntry
-from data_manifests.sources import BadRow, ManifestError
+from data_manifests.sources import ManifestError
 from data_manifests.storage import Storage, StoreError, describe
 from data_manifests.strict import RecipeError
 from flows.parameters import CurateParameters, check_paths
@@ -26,6 +26,7 @@ from tasks.execution.run_lock import OutputError, exclusive
 from tasks.execution.work import Totals, Work, add_totals
 from tasks.execution.worker_pool import WorkerPool
 from tasks.recipe import load_recipe
+from tasks.review.funnel import FunnelLine, list_problems
 from tasks.review.run_folder import RunFolder
 from tasks.shards import ShardPlan, read_entry
 from tasks.weights.missing import MissingBackend
@@ -57,10 +58,12 @@ def curate(parameters: CurateParameters) -> Summary:
             run_all(curation, schedule.cut(group), done)
             run_all(curation, schedule.measure(group), done)
         run_all(curation, schedule.measure_lost(), done)
-        manifest, written = make_shards(curation, bad_rows, parameters.manifest)
+        outcome = Outcome(curation, bad_rows)
+        manifest, written = make_shards(outcome, parameters.manifest)
         add_times(storage, curation.steps.fingerprints, done)
-        run = RunFolder(parameters.out)
-        summary = summarise(run, done, manifest, changes, written, _report(run))
+        funnel, report = _read_back(storage)
+        problems = list_problems(outcome.sources, outcome.decisions)
+        summary = summarise(storage.address, funnel, problems, done, manifest, changes, written, report)
     _show(summary)
     return summary
 
@@ -69,7 +72,7 @@ def curate(parameters: CurateParameters) -> Summary:
 
 
 def _is_io(_task: Any, _run: Any, state: Any) -> bool:
-    """Whether a task is worth another try: a store did not answer. All else would end the same way."""
+    """Retry a task only after a StoreError. Any other error would occur again."""
     try:
         state.result()
     except StoreError:
@@ -102,20 +105,18 @@ def write_shards(group: str, outcome: Outcome, plans: list[ShardPlan]) -> list[S
 
 
 def run_all(curation: Curation, works: Iterable[Work], done: Totals) -> None:
-    """Run pieces of work one after the other, each as a task, as far as they have units. done: what they have done is
-    added to it."""
+    """Run each piece of work that has units as one Prefect task, in order. done: their totals are added to it."""
     for work in works:
         if work.units:
             add_totals(done, run_work(work.name, work.group, curation, _unseen(work)))
 
 
-def make_shards(curation: Curation, bad_rows: list[BadRow], created_from: str) -> tuple[DatasetManifest, int]:
-    """Decide on all clips, write the shards that are missing, then the tables and the dataset manifest.
+def make_shards(outcome: Outcome, created_from: str) -> tuple[DatasetManifest, int]:
+    """Write the shards that are missing, then the tables and the dataset manifest.
 
     created_from: address of the source manifest. Returns: the dataset manifest, and how many shards were written.
     """
-    outcome = Outcome(curation, bad_rows)
-    written = 0
+    curation, written = outcome.curation, 0
     entries: list[ShardEntry] = []
     for group in curation.schedule.groups():
         plans = [plan for partition in group for plan in outcome.plan_shards(partition)]
@@ -139,7 +140,7 @@ def _unseen(value: T) -> T:
 
 
 def _say_changes(curation: Curation) -> list[str]:
-    """Which steps measure anew what the ledger holds, said before the hours that it may cost."""
+    """Log which steps must be measured again, before that work starts."""
     changes = curation.changes()
     for line in changes:
         get_run_logger().info(line)
@@ -147,13 +148,19 @@ def _say_changes(curation: Curation) -> list[str]:
     return changes
 
 
-def _report(run: RunFolder) -> str:
-    """Write the report. Returns its address; "" where it cannot be written, since the shards are there all the same."""
+def _read_back(storage: Storage) -> tuple[list[FunnelLine], str]:
+    """Read the finished run, and write its report.
+
+    Returns: the funnel, and the address of the report. Each is empty when a store fails now: the shards are written.
+    """
+    funnel: list[FunnelLine] = []
     try:
-        return write_report(run)
+        run = RunFolder(f"{storage.address.rstrip('/')}/dataset.json")
+        funnel = run.funnel()
+        return funnel, write_report(run)
     except Exception as error:
         get_run_logger().warning("no report: %s", describe(error))
-        return ""
+        return funnel, ""
 
 
 def _show(summary: Summary) -> None:

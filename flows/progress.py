@@ -33,11 +33,11 @@ class Display(Protocol):
     console: Console
 
     def begin(self, name: str, total: int | None, start: int) -> int:
-        """A step begins. total: its units, None where they are not known yet. start: units that were done before.
-        Returns the number by which the step is called from now on."""
+        """Show that a step begins. total: its units, None where they are not known yet. start: units that were done
+        before. Returns the step's number, which `update` takes."""
 
     def update(self, step: int, done: int, total: int, errors: int, by_step: Mapping[str, int]) -> None:
-        """A step has come so far. by_step: units of each of the steps that are fused in it."""
+        """Show how far a step has come. by_step: units of each of the steps that are fused in it."""
 
 
 _display: contextvars.ContextVar["Display | None"] = contextvars.ContextVar("display", default=None)
@@ -171,13 +171,18 @@ class _Lines:
         while not self._ended.wait(min(1.0, LINE_EVERY_S / 10)):
             with self._lock:
                 if time.monotonic() - self._printed_at >= LINE_EVERY_S:
-                    running = [line for line in self._steps if not line.ended][-1:]
-                    last = self._steps[-1].name if self._steps else "the start"
-                    self._print(running[0].text() if running else f"at work after {last}")
+                    last = self._steps[-1] if self._steps else None
+                    if last is not None and not last.ended:
+                        self._print(last.text())
+                    else:
+                        self._print(f"at work after {last.name if last else 'the start'}")
 
     def _print(self, text: str) -> None:
         self._printed_at = time.monotonic()
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        # Not by the console's own print, which ends the process when the reader of a pipe has gone.
+        with contextlib.suppress(OSError, ValueError):
+            self.console.file.write(text + "\n")
+            self.console.file.flush()
 
 
 class _StepLine:

@@ -1,5 +1,6 @@
 """The summary of a curation: funnel, errors and work done, in the terminal and in the Prefect UI."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel
@@ -7,7 +8,7 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from data_manifests.dataset import DatasetManifest
     from tasks.execution.work import Totals
-    from tasks.review.run_folder import RunFolder
+    from tasks.review.funnel import FunnelLine
 
 _MAX_PROBLEMS = 20  # shown; the others are only counted
 
@@ -58,18 +59,25 @@ class Summary(BaseModel):
 
 
 def summarise(
-    run: "RunFolder", done: "Totals", manifest: "DatasetManifest", changes: list[str], written: int, report: str = ""
+    out: str,
+    funnel: Sequence["FunnelLine"],
+    problems: Sequence[tuple[str, str]],
+    done: "Totals",
+    manifest: "DatasetManifest",
+    changes: list[str],
+    written: int,
+    report: str = "",
 ) -> Summary:
     """Make the summary of a run.
 
-    done: what this run has done, by step. changes: as `Curation.changes` returns them. written: number of shards that
-    this run has written. report: address of the report, "" when there is none.
+    out: address of the output folder. problems: as tasks.review.funnel.list_problems returns them. done: what this run
+    has done, by step. changes: as `Curation.changes` returns them. written: number of shards that this run has written.
+    report: address of the report, "" when there is none.
     """
-    problems = [Problem(where=where, reason=reason) for where, reason in run.problems()]
     return Summary(
-        out=run.address,
-        funnel=[FunnelRow(what=what, count=count, hours=hours) for what, count, hours in run.funnel()],
-        problems=problems[:_MAX_PROBLEMS],
+        out=out,
+        funnel=[FunnelRow(what=what, count=count, hours=hours) for what, count, hours in funnel],
+        problems=[Problem(where=where, reason=reason) for where, reason in problems[:_MAX_PROBLEMS]],
         errors=len(problems),
         written=written,
         changes=changes,

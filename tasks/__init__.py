@@ -1,1 +1,1 @@
-"""Curation: one stage a module, what it measures and by which backends; and the parts that run, keep and judge."""
+"""Curation: the stages that measure, their backends, and what cuts, runs, judges and reviews."""

@@ -47,6 +47,7 @@ class Recipe(Strict):
     """What a curation does."""
 
     name: str
+    """Name of the recipe."""
     scenes: ScenesSettings = ScenesSettings.model_validate({})
     """How shots are told apart."""
     clips: ClipSettings

@@ -31,6 +31,13 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("training.learners",),
     ("flows",),
 )
+# The same inside the room `flows`.
+FLOW_FLOORS = (
+    ("progress", "curves", "server_guard", "parameters", "summary"),
+    ("report",),
+    ("curate", "train"),
+    ("cli",),
+)
 ROOMS = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -75,6 +82,15 @@ def test_no_import_runs_upward_or_across() -> None:
             if ours is None or theirs is None or ours == theirs:
                 continue
             assert ROOMS[theirs] < ROOMS[ours], f"{module} imports {name}: {theirs} does not lie below {ours}"
+
+
+def test_no_import_of_the_flows_runs_upward() -> None:
+    floors = {name: floor for floor, names in enumerate(FLOW_FLOORS) for name in names}
+    for module, names in IMPORTS.items():
+        for name in sorted(names):
+            if module.startswith("flows.") and name.startswith("flows."):
+                ours, theirs = module.split(".")[1], name.split(".")[1]
+                assert ours == theirs or floors[theirs] < floors[ours], f"{module} imports {name}"
 
 
 def test_no_circle_of_imports() -> None:

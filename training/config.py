@@ -185,8 +185,11 @@ class TrainingRecipe(Strict):
     size: str
     """Size of the model, one of training.models.active_mind.config.SIZES."""
     data: DataSettings
+    """The dataset, and how batches are made of it."""
     optimizer: OptimizerSettings
+    """The steps of the weights, in all phases."""
     timesteps: TimestepSettings = TimestepSettings()
+    """How much noise the samples of a batch get."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
     """Decay of the averaged weights at each step."""
     seed: int = 0
@@ -233,10 +236,12 @@ class TrainingRecipe(Strict):
 
 
 class Adapters(Strict):
-    """Low-rank adapters on the layers that are not trained whole (Hu et al. 2022). Their output counts alpha / rank."""
+    """Low-rank adapters on the layers that are not trained whole (Hu et al. 2022)."""
 
     rank: int = Field(ge=1)
+    """Rank of the two matrices of an adapter."""
     alpha: float = Field(gt=0.0)
+    """An adapter's output is multiplied by alpha / rank."""
 
 
 class PhysicalState(Strict):
@@ -252,11 +257,17 @@ class PhysAvatarTraining(Strict):
     """The numbers of physavatar's training. Its network cannot be trained here yet."""
 
     name: str
+    """Name of the recipe."""
     model: Literal["physavatar"]
+    """Family of the model."""
     data: DataSettings
+    """The dataset, and how batches are made of it."""
     optimizer: OptimizerSettings
+    """The steps of the weights."""
     adapters: Adapters
+    """The adapters of the layers that are not trained whole."""
     physical_state: PhysicalState
+    """The loss that supervises the physical state."""
 
 
 def _is_phase(origin: str) -> bool:

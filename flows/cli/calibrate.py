@@ -118,8 +118,8 @@ def ask(out: str, name: str, bound: str | None, count: int, page: Path) -> int:
 def _cards(run: RunFolder, clip_ids: list[str], stage: str) -> Iterator[dict[str, str]]:
     """What the page shows of each clip: clip_id, a still and a video.
 
-    A clip is shown as the stage saw it or, if the stage remakes clips, as the stage made it. A crop by a later stage
-    would reveal that the clip has passed, and might cut away what is to be judged.
+    A clip is shown as the stage saw it. A clip of a stage that remakes clips is shown as the stage made it. A crop by a
+    later stage is not shown: it would reveal that the clip has passed, and might cut away what is to be judged.
     """
     stages_so_far = run.stages[: run.stages.index(stage) + 1]
     remade = any(STAGES[name].remakes_clip for name in stages_so_far)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from flows.cli.console import error_console, refusals
+from flows.cli.console import error_console, print_error, refusals
 from flows.cli.exit_codes import DONE, DONE_WITH_ERRORS, FAILED
 
 
@@ -37,7 +37,7 @@ def sample(
     puppets: Annotated[
         int | None, typer.Option(min=1, help="Shards of so many puppets to train on, in place of footage.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the puppets. Another seed gives other puppets.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the puppets.")] = 0,
 ) -> None:
     """Make footage of talking people with known truth: cuts, flashes with beeps, faults, awkward and broken files."""
     from flows.progress import StepProgress, shown_on
@@ -55,6 +55,6 @@ def sample(
                 return
             made = make(folder, names=only, groups=group, progress=lambda _name, done, total: progress(done, total, 0))
     except (ValueError, OSError) as error:
-        console.print(f"error: {error}", style="red", markup=False, soft_wrap=True)
+        print_error(error, console)
         raise typer.Exit(FAILED) from None
     typer.echo(f"{len(made)} files and their truth.csv in {folder}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from flows.cli.console import print_error
 from flows.cli.exit_codes import DONE, FAILED
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def pull(
             typer.echo(f"{name}: in {folder}")
         except (PullError, MissingBackend) as error:
             failed = True
-            console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+            print_error(error, console)
     raise typer.Exit(FAILED if failed else DONE)
 
 

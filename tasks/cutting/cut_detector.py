@@ -55,7 +55,7 @@ class CutDetector:
         self._shown.append(frame)
         self._recent = [*self._recent[-_WINDOW:], image]
         if len(self._shown) == 1 + _WINDOW:
-            # The first frames have none before them to be compared with. Those after them stand in, as in a mirror.
+            # No frames come before the first ones. The frames after them are used instead, mirrored.
             for mirrored in self._recent[:0:-1]:
                 self._show(self._shown[0], mirrored)
             for number, first in zip(self._shown, self._recent, strict=True):

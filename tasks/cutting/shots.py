@@ -35,6 +35,7 @@ class ScenesSettings(StageSettings):
     """How shots are told apart."""
 
     backend: Literal["pyscenedetect"] = "pyscenedetect"
+    """The library that tells shots apart."""
     adaptive_threshold: float = Field(3.0, gt=1)
     """A cut's change of content, as a multiple of the mean change of the four frames around it. docs/thresholds.md has
     2 to 3."""

@@ -87,7 +87,7 @@ class SinglePassWriter(ClipWriter):
         self._kept: deque[DecodedFrame | BadFrame] = deque()  # older frames, upright and scaled
         self._kept_bytes = 0
         self._starts: deque[float] = deque()  # where the clear parts of shots may begin, in order
-        self._decided_s = -math.inf  # up to here it has been decided which frames to keep
+        self._decided_s = -math.inf  # frames before this time are kept or dropped already
         self._late: dict[float, float] = {}  # starts that were found after that, each with the `_decided_s` of then
         self._black_since_s = math.inf
         self._num_shots = 0  # finished shots whose clips are certain

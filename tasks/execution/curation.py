@@ -24,15 +24,14 @@ class Curation:
         self, recipe: Recipe, storage: Storage, rows: list[SourceRow], pool: WorkerPool, retry_errors: bool = False
     ) -> None:
         """retry_errors: do again what ended in an error, and what names files that are gone from the storage."""
-        lost: set[str] = set()
         self.recipe, self.storage = recipe, storage
         self.steps = Steps(recipe, storage)
         self.view = LiveView(Ledger(storage, recipe.shards.partitions), self.steps, rows, retry_errors)
-        self.schedule = Schedule(self.steps, self.view, lost)
-        self.runner = Runner(self.steps, self.view, pool, lost)
+        self.schedule = Schedule(self.steps, self.view)
+        self.runner = Runner(self.steps, self.view, pool)
 
     def changes(self) -> list[str]:
-        """Which steps measure anew what the ledger holds already, and because of which setting or version."""
+        """The steps whose existing rows are out of date, each with the setting or version that changed."""
         return changes(self.steps, self.view.ledger)
 
     def run(self, works: Iterable[Work]) -> Totals:

@@ -12,8 +12,8 @@ log = logging.getLogger(__name__)
 def read_footage(manifest: str, storage: Storage) -> tuple[list[SourceRow], list[BadRow]]:
     """The rows of a source manifest, good and bad.
 
-    Where the manifest is a folder, files that this run or other runs have made in it are passed by. A file that a
-    manifest names is footage, wherever it lies.
+    Where the manifest is a folder, files that any run wrote into it are skipped. A file that a manifest names is
+    footage, wherever it lies.
 
     storage: of this run. Raises ManifestError when there is no footage.
     """

@@ -170,19 +170,12 @@ class Ledger:
         rows: list[dict[str, Any]] = found.to_pylist()
         return rows
 
-    def keys(
-        self, table: str, fingerprint: str, partition: int | None = None, with_errors: bool = True
-    ) -> dict[str, str]:
-        """The keys that have a row, each with the row's `inputs`.
+    def keys(self, table: str, fingerprint: str, partition: int | None = None) -> dict[str, str]:
+        """The keys that have a row, also one with an error, each with the row's `inputs`.
 
         partition: whose rows to read; those of all partitions when None.
-        with_errors: whether to return the keys of rows with an error, too.
         """
-        import pyarrow.compute as pc
-
-        rows = self._read(table, fingerprint, partition, ["status", "inputs"])
-        if not with_errors:
-            rows = rows.filter(pc.equal(rows["status"], "ok"))
+        rows = self._read(table, fingerprint, partition, ["inputs"])
         return dict(zip(rows["key"].to_pylist(), rows["inputs"].to_pylist(), strict=True))
 
     def write(

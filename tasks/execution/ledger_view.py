@@ -42,7 +42,8 @@ class LedgerView(ABC):
 
     @abstractmethod
     def counting(self, stage: str, table: "pd.DataFrame") -> "pd.DataFrame":
-        """Those rows of a stage's table that count: of clips of this run, made from the manifest's present fields."""
+        """The rows of a stage's table that count. They are of clips of this run, and were made from the manifest's
+        present fields."""
 
     def rows_of(self, step: str, partition: int, keys: Iterable[str] | None = None) -> dict[str, dict[str, Any]]:
         """A partition's rows of a step, by key; only those of `keys` where given."""
@@ -71,7 +72,7 @@ class LedgerView(ABC):
         return self.ledger.read_list("clips", self.fingerprints["clips"], "skipped", None, SKIPPED_COLUMNS)
 
     def result(self, stage: str, row: Mapping[str, Any]) -> StageResult:
-        """What a stage's row, one without an error, holds."""
+        """The content of a stage's row. The row must not be an error."""
         return StageResult.of(stage, self.fingerprints[stage], row, STAGES[stage].columns)
 
     @staticmethod

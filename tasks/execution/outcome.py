@@ -1,4 +1,4 @@
-"""What comes of a ledger: verdicts, samples with their lineage, shards, and tables of every source and every clip."""
+"""The result of a curation: verdicts, samples with their lineage, shards, and tables of all sources and clips."""
 
 import csv
 import io
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class ShardError(RuntimeError):
-    """A shard cannot be written, for a reason that another try would meet again."""
+    """A shard cannot be written, and another try would fail too."""
 
 
 class Outcome:
@@ -127,7 +127,7 @@ class Outcome:
     # ---- tables ----
 
     def _source_rows(self) -> Iterator[dict[str, Any]]:
-        """What came of each uri of the manifest. `status` is ok, error or duplicate; `reason` says why."""
+        """One row for each uri of the manifest. `status` is ok, error or duplicate; `reason` says why."""
         view = self.curation.view
         probed = {r["key"]: r for r in view.ledger.rows(SOURCES, view.fingerprints[SOURCES])}
         cut = {key: row for partition in range(view.partitions) for key, row in self._cut_rows(partition)}
@@ -181,8 +181,11 @@ class Outcome:
     def _sources_csv(self) -> bytes:
         text = io.StringIO()
         writer = csv.DictWriter(text, _SOURCE_COLUMNS, restval="", lineterminator="\n")
+        # The csv module quotes a "\n" but not a "\r", which would end the row for every reader.
+        quoting = csv.DictWriter(text, _SOURCE_COLUMNS, restval="", lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writeheader()
-        writer.writerows(self.sources)
+        for row in self.sources:
+            (quoting if any("\r" in str(value) for value in row.values()) else writer).writerow(row)
         return text.getvalue().encode("utf-8", "surrogateescape")
 
     def _clips_table(self) -> "pd.DataFrame":

@@ -25,17 +25,16 @@ Rows = dict[tuple[str, int], list[dict[str, Any]]]  # by step and partition
 class Runner:
     """Runs the work of a curation. Rows are written while the work goes on, also when it is stopped."""
 
-    def __init__(self, steps: Steps, view: LiveView, pool: WorkerPool, lost: set[str]) -> None:
-        """lost: keys of units that have ended their worker in fused work, which this adds to."""
+    def __init__(self, steps: Steps, view: LiveView, pool: WorkerPool) -> None:
         self.pool = pool
-        self._steps, self._view, self._lost = steps, view, lost
+        self._steps, self._view = steps, view
         self._described: set[str] = set()  # tables whose fingerprint is described in the ledger
 
     def run(self, work: Work, progress: Progress | None = None) -> Totals:
         """Make the rows that the units of a piece of work lack.
 
-        A unit of fused work that ends its worker, or takes too long, gets no row. The schedule gives it out again step
-        by step, which tells the step at fault.
+        A unit of fused work that ends its worker, or takes too long, gets no row and is noted in `work.lost`. The
+        schedule gives it out again step by step, which tells the step at fault.
 
         Returns: what was done, by step. Raises StoreError when the storage or the machine fails; the rows made until
         then are kept.
@@ -70,16 +69,16 @@ class Runner:
 
     def _time_limit_s(self, work: Work) -> float:
         limit_s = self._steps.time_limit_s(work.steps)
-        # the job of a single stage sets itself an alarm, which is to come first
+        # A single stage's job has its own alarm. The pool's limit must be later.
         alarmed = not work.fused and work.name in self._view.stages
         return 2 * limit_s + _GRACE_S if alarmed else limit_s
 
     def _take(self, work: Work, unit: Unit, result: JobResult[dict[str, RowResult]], rows: Rows, totals: Totals) -> int:
-        """Put the rows of a unit to the others. Returns how many of them have an error."""
+        """Collect a unit's rows. Returns the number of rows with an error."""
         name, failed = _called(unit), 0
         if result.error and work.fused:
             log.warning("%s: %s; its steps are tried one by one", name, result.error)
-            self._lost.add(unit.key)
+            work.lost.add(unit.key)
         partition = partition_of(unit.key, self._view.partitions)
         for step, row, seconds in self._rows(work, unit, result):
             rows.setdefault((step, partition), []).append(row)

@@ -31,12 +31,12 @@ class Schedule:
     leaves to do decides what the next one is.
     """
 
-    def __init__(self, steps: Steps, view: LiveView, lost: set[str]) -> None:
-        """lost: keys of the sources and clips that have ended their worker in fused work. The runner adds to it."""
-        self._steps, self._view, self._lost = steps, view, lost
+    def __init__(self, steps: Steps, view: LiveView) -> None:
+        self._steps, self._view = steps, view
+        self._lost_clips: set[str] = set()
 
     def sources(self) -> Iterator[Work]:
-        """Hash and probe the footage. All of it, since the same file may stand in any partition."""
+        """Hash and probe the footage, all of it first: copies of one file may lie in different partitions."""
         yield self._work(SOURCES, range(self._view.partitions))
 
     def groups(self) -> list[range]:
@@ -63,21 +63,23 @@ class Schedule:
 
     def cut(self, group: Sequence[int]) -> Iterator[Work]:
         """Find shots and write clips; then, step by step, for sources that have ended their worker in this."""
-        yield Work("cut", self._steps.cut_job(), CUT, group, self._first_missing(CUT, group), fused=True)
-        if self._lost_in(group):
-            for name in CUT:
-                yield self._of_the_lost(name, group)
+        work = Work("cut", self._steps.cut_job(), CUT, group, self._first_missing(CUT, group), fused=True)
+        yield work
+        for name in CUT if work.lost else ():
+            yield self._of_the_lost(name, group, work.lost)
 
     def measure(self, group: Sequence[int]) -> Iterator[Work]:
         """Take the clips through the stages."""
         names = tuple(self._view.stages)
-        yield Work("measure", self._steps.measure_job(), names, group, self._first_missing(names, group), fused=True)
+        work = Work("measure", self._steps.measure_job(), names, group, self._first_missing(names, group), fused=True)
+        yield work
+        self._lost_clips |= work.lost
 
     def measure_lost(self) -> Iterator[Work]:
         """Stage by stage, the clips of all groups that have ended their worker."""
-        partitions = self._lost_in(range(self._view.partitions))
+        partitions = sorted({partition_of(key, self._view.partitions) for key in self._lost_clips})
         for name in self._view.stages if partitions else ():
-            yield self._of_the_lost(name, partitions)
+            yield self._of_the_lost(name, partitions, self._lost_clips)
 
     def units(self, step: str, partitions: Sequence[int]) -> list[Unit]:
         """The units of these partitions that lack a row of a step. Raises StoreError."""
@@ -95,19 +97,16 @@ class Schedule:
         return Work(step, self._steps[step].job, (step,), partitions, self.units(step, partitions))
 
     def _first_missing(self, names: Sequence[str], partitions: Sequence[int]) -> list[Unit]:
-        """Each unit once, from the first step on whose row it lacks. Several steps list a unit whose files are gone."""
+        """Each unit once, with the first step whose row it lacks. Several steps list a unit whose files are gone."""
         found: dict[str, Unit] = {}
         for name in names:
             for unit in self.units(name, partitions):
                 found.setdefault(unit.key, unit)
         return list(found.values())
 
-    def _of_the_lost(self, step: str, partitions: Sequence[int]) -> Work:
+    def _of_the_lost(self, step: str, partitions: Sequence[int], lost: set[str]) -> Work:
         work = self._work(step, partitions)
-        return dataclasses.replace(work, units=[unit for unit in work.units if unit.key in self._lost])
-
-    def _lost_in(self, partitions: Sequence[int]) -> list[int]:
-        return sorted({partition_of(key, self._view.partitions) for key in self._lost} & {*partitions})
+        return dataclasses.replace(work, units=[unit for unit in work.units if unit.key in lost])
 
     # ---- units ----
 

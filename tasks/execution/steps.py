@@ -145,7 +145,7 @@ class Steps:
 
 
 def changes(steps: Steps, ledger: Ledger) -> list[str]:
-    """Which steps measure anew what the ledger holds already, and because of which setting or version."""
+    """The steps whose existing rows are out of date, each with the setting or version that changed."""
     lines = []
     for step in steps.by_name.values():
         known = ledger.fingerprints(step.name)

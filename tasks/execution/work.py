@@ -1,7 +1,7 @@
 """What a curation has its workers do: steps, pieces of work, their units, and the rows that come of them."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -78,6 +78,8 @@ class Work:
     fused: bool = False
     """Whether several steps share one fetch and one decoding of a unit. A unit that ends its worker in fused work gets
     no row: which step was at fault is not known."""
+    lost: set[str] = field(default_factory=set)
+    """Keys of the units that have ended their worker in fused work. The runner adds to it."""
 
     @property
     def group(self) -> str:

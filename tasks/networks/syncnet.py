@@ -236,13 +236,16 @@ def evaluate(network: SyncNet, crops: Iterable[np.ndarray], samples: np.ndarray,
     return zero_padded(lips[:windows], sound_vectors(network, mfcc(samples), windows), shift)
 
 
-def compare_windows(network: SyncNet, crops: Iterable[np.ndarray], samples: np.ndarray, shift: int = SHIFT) -> Fit:
+def compare_windows(
+    network: SyncNet, crops: Iterable[np.ndarray], samples: np.ndarray, shift: int = SHIFT, batch: int = _LIP_BATCH
+) -> Fit:
     """Compare lips and audio as `evaluate` does, but over all windows and without padding (`overlapping`), so that the
     figures of short clips are not distorted.
 
-    Arguments as those of `evaluate`. Raises ValueError for fewer than 2 * shift windows.
+    batch: as for `lip_vectors`. The other arguments are as those of `evaluate`. Raises ValueError for fewer than
+    2 * shift windows.
     """
-    lips = lip_vectors(network, crops)
+    lips = lip_vectors(network, crops, batch)
     windows = min(len(lips) + FRAMES - 1, len(samples) // _SAMPLES) - FRAMES + 1
     if windows < max(1, 2 * shift):
         raise ValueError(f"{max(windows, 0)} windows are too few for offsets of {shift} frames either way")

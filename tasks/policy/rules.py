@@ -30,6 +30,13 @@ def _score_name(score: str) -> str:
 ScoreName = Annotated[str, AfterValidator(_score_name)]
 
 
+def within(values: Any, min: float | None = None, max: float | None = None) -> Any:
+    """Whether values lie within bounds, both included: a bool for one value, as many as there are for an array."""
+    low = float("-inf") if min is None else min
+    high = float("inf") if max is None else max
+    return (values >= low) & (values <= high)
+
+
 class Rule(Strict):
     """Thresholds on one score. A rule has `min`, `max` or both, or else `one_of`."""
 
@@ -81,9 +88,7 @@ class Rule(Strict):
         """The comparison itself, elementwise: a bool for one value, as many as there are values for an array."""
         if self.one_of is not None:
             return reduce(or_, (values == allowed for allowed in self.one_of))
-        low = float("-inf") if self.min is None else self.min
-        high = float("inf") if self.max is None else self.max
-        return (values >= low) & (values <= high)
+        return within(values, self.min, self.max)
 
     @model_validator(mode="after")
     def _demands_something(self) -> "Rule":

@@ -15,6 +15,8 @@ from typing import Literal
 
 import numpy as np
 
+from tasks.policy.rules import within
+
 Bound = Literal["min", "max"]
 """Which threshold of a rule: with "min" a value passes at or above it, with "max" at or below it."""
 
@@ -70,13 +72,19 @@ def _ratio(part: int, whole: int) -> float | None:
     return part / whole if whole else None
 
 
+def passing(values: np.ndarray, bound: Bound, threshold: float) -> np.ndarray:
+    """Which values pass a threshold, as in a rule of the policy: [clips] bool."""
+    passes: np.ndarray = within(values, **{bound: threshold})
+    return passes
+
+
 def agreement(values: np.ndarray, good: np.ndarray, bound: Bound, threshold: float) -> Agreement:
     """Compare one threshold with a person's marks.
 
     values: [clips] float, the scores. good: [clips] bool, the marks. bound: which side of the threshold passes. A value
         equal to the threshold passes.
     """
-    kept = values >= threshold if bound == "min" else values <= threshold
+    kept = passing(values, bound, threshold)
     counts = [int((a & b).sum()) for a in (kept, ~kept) for b in (good, ~good)]
     return Agreement(threshold, *counts)
 
@@ -128,7 +136,7 @@ def borderline(clip_ids: Sequence[str], values: np.ndarray, bound: Bound, thresh
     values: [clips] float, NaN where a clip has none. count: how many clips to choose, if there are as many.
     """
     known = np.flatnonzero(np.isfinite(values))
-    passes = values >= threshold if bound == "min" else values <= threshold
+    passes = passing(values, bound, threshold)
     sides = [known[passes[known]], known[~passes[known]]]
     smaller = min(sides, key=len)
     shares = [min(len(side), count // 2) for side in sides]

@@ -1,4 +1,4 @@
-"""The lines of the funnel in words, from the rows of the source manifest to the tiers."""
+"""The lines of the funnel in words, from the rows of the source manifest to the tiers; and the errors beside it."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -59,3 +59,17 @@ def funnel_label(row: Mapping[str, Any]) -> str:
     """The label of a row of tasks.policy.decide.funnel's table: what it counts, in words."""
     what = "dropped by name" if row["what"] == "dropped" and row["reason"] == row["rule"] else row["what"]
     return _WORDS[what].format(**row)
+
+
+def list_problems(sources: Sequence[Mapping[str, Any]], decisions: "pd.DataFrame") -> list[tuple[str, str]]:
+    """(where, why) for each manifest row, source and clip that ended in an error. `where` is an address, a place in the
+    manifest or a clip_id.
+
+    sources: the rows of sources.csv. decisions: as tasks.policy.decide.decide returns them.
+    """
+    rows = [row for row in sources if row["status"] in ("error", "bad row")]
+    failed = decisions[decisions["verdict"] == "error"]
+    return [(row["uri"] or row["where"], row["reason"]) for row in rows] + [
+        (clip_id, f"{stage}: {error}")
+        for clip_id, stage, error in zip(failed.index, failed["stage"], failed["error"], strict=True)
+    ]

@@ -22,7 +22,7 @@ from tasks.media.container import MediaError
 from tasks.policy.decide import decide, funnel
 from tasks.policy.rules import Policy
 from tasks.recipe import Recipe, parse_curation
-from tasks.review.funnel import FunnelLine, clip_lines, source_lines
+from tasks.review.funnel import FunnelLine, clip_lines, list_problems, source_lines
 from tasks.review.refusal import Refused
 
 if TYPE_CHECKING:
@@ -184,14 +184,8 @@ class RunFolder(LedgerView):
         return [*source_lines(self.sources, self.skipped()), *clip_lines(table)]
 
     def problems(self) -> list[tuple[str, str]]:
-        """(where, why) for each manifest row, source and clip that ended in an error. `where` is an address, a place in
-        the manifest or a clip_id."""
-        rows = [row for row in self.sources if row["status"] in ("error", "bad row")]
-        failed = self.decisions[self.decisions["verdict"] == "error"]
-        return [(row["uri"] or row["where"], row["reason"]) for row in rows] + [
-            (clip_id, f"{stage}: {error}")
-            for clip_id, stage, error in zip(failed.index, failed["stage"], failed["error"], strict=True)
-        ]
+        """The errors, as tasks.review.funnel.list_problems returns them."""
+        return list_problems(self.sources, self.decisions)
 
     # ---- single clips ----
 

@@ -56,8 +56,9 @@ class WhatIf:
     flips: "pd.DataFrame"
     """One row a clip that flips: clip_id, uri, start_s (seconds), before, after, stage, rule, value and threshold.
 
-    `before` and `after` are the outcome in words. Stage, rule, value and threshold say what speaks against the clip
-    after the change or, if nothing does, before it; if nothing does on either side, what speaks against its audio.
+    `before` and `after` are the outcome in words. Stage, rule, value and threshold are those of the rule that the clip
+    fails after the change. If it fails none, they are those of the rule that it failed before. If it failed none there
+    either, they are those of the rule that its sound fails.
     """
 
 

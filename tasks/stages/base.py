@@ -24,13 +24,14 @@ class StageSettings(Strict):
     """What a recipe says about one stage: the backend, and the settings that change a measurement."""
 
     choices: ClassVar[Mapping[str, Collection[str]]] = {}
-    """The backends to choose from, by the field that chooses: the stage's registry, or the names alone. A backend's own
-    `defaults` are applied only where the field `backend` has the registry here."""
+    """The backends of each field that chooses one: the backends by name, or their names alone. A backend's `defaults`
+    are applied only where the field `backend` has the backends by name here."""
     operational: ClassVar[Any] = None
     """Settings that change no measurement, such as the address of a server, in the form of pydantic's `exclude`. They
     stay out of the fingerprint."""
 
     backend: str
+    """The name of the backend that measures, one of `choices`."""
 
     @model_validator(mode="before")
     @classmethod
@@ -73,8 +74,8 @@ class Stage(ABC, Generic[Settings]):
     unaligned: ClassVar[tuple[str, ...]] = ()
     """Names of arrays that do not have one entry a frame."""
     remakes_clip: ClassVar[bool] = False
-    """Whether it replaces the clip. Its file `mp4`, of the columns `width` and `height`, replaces the picture, and its
-    file `flac` the sound, where it writes them: for all later stages and in the shards."""
+    """Whether it replaces the clip, for all later stages and in the shards. Its file `mp4` is the new picture, of the
+    size in the columns `width` and `height`. Its file `flac` is the new sound."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings

@@ -73,7 +73,7 @@ class Film:
     first_sentence: int = 0
     """Which of the voice's sentences is said first."""
     lips: str = "own"
-    """What the mouth forms: "own", what is heard; "other", what another voice says; or it is "closed"."""
+    """How the mouth moves: "own" as the voice that is heard, "other" as another voice, or "closed"."""
     late_s: float = 0.0
     """Seconds by which the sound is later than in sync, negative for earlier."""
     music: float = 0.0

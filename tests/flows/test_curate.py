@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -64,10 +65,16 @@ def test_every_file_and_every_clip_is_accounted_for(footage: Path, curated: tupl
     assert summary.errors == 1
 
 
-def test_a_rerun_does_nothing_and_changes_nothing(footage: Path, curated: tuple[Path, Summary]) -> None:
+def test_a_rerun_does_nothing_and_changes_nothing(
+    footage: Path, curated: tuple[Path, Summary], monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, first = curated
     before = shards(out)
-    again = run(footage, out)
+    asked: list[int] = []
+    started = WorkerPool.__init__
+    monkeypatch.setattr(WorkerPool, "__init__", lambda self, n, *rest: asked.append(n) or started(self, n, *rest))
+    again = run(footage, out, workers=1)
+    assert asked == [1]
     assert first.new and not again.new
     assert shards(out) == before
     assert again.funnel == first.funnel
@@ -84,7 +91,24 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(
     (out / "report.html").unlink()
     (out / "report.html").mkdir()
     again = run(footage, out)
-    assert again.report == "" and again.samples == curated[1].samples
+    assert again.report == "" and again.samples == curated[1].samples and again.funnel == curated[1].funnel
+
+
+def test_a_finished_run_that_cannot_be_read_back_has_a_summary_all_the_same(
+    footage: Path, curated: tuple[Path, Summary], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tasks.review.run_folder import RunFolder
+
+    def fails(self: RunFolder) -> None:
+        raise OSError(5, "Input/output error")
+
+    out = tmp_path / "dataset.json"  # a name that is also the manifest's
+    shutil.copytree(curated[0], out)
+    assert run(footage, out).funnel == curated[1].funnel
+    monkeypatch.setattr(RunFolder, "_read", fails)
+    again = run(footage, out)
+    assert again.report == "" and again.funnel == [] and again.samples == curated[1].samples
+    assert again.errors == curated[1].errors > 0
 
 
 def test_one_worker_without_prefect_writes_the_same_shards_as_the_flow(
@@ -154,7 +178,9 @@ def test_exit_codes_are_0_for_done_1_for_errors_and_2_for_failed(footage: Path, 
     sound.mkdir()
     shutil.copy(footage / "talk_medium.mp4", sound)
     out = tmp_path / "out"
-    assert command("curate", sound, "--recipe", DEMO, "--out", out).returncode == 0
+    clean = command("curate", sound, "--recipe", DEMO, "--out", out)
+    assert clean.returncode == 0
+    assert re.findall(r"^(\w+): (\d+ of \d+)", clean.stderr, re.M)[:2] == [("sources", "1 of 1"), ("cut", "1 of 1")]
     shutil.copy(footage / "truncated.mp4", sound)
     with_errors = command("curate", sound, "--recipe", DEMO, "--out", out)
     assert with_errors.returncode == 1 and "truncated.mp4" in with_errors.stdout

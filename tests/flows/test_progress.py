@@ -2,6 +2,7 @@
 
 import io
 import re
+import threading
 import time
 
 import pytest
@@ -39,6 +40,33 @@ def test_without_a_terminal_a_step_ends_with_one_plain_line() -> None:
     assert [line.split(":")[0] for line in lines_of(console)] == ["cut", "measure"]
     for line in lines_of(console):
         assert re.fullmatch(r"\w+: 3 of 3, 2 errors, [0-9.e+]+/s, took 0 s \(people 3, motion 1\)", line), line
+
+
+class Broken(io.StringIO):
+    """A pipe whose reader has gone."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_log_that_cannot_be_written_does_not_end_the_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.progress.LINE_EVERY_S", 0.1)
+    with shown_on(Console(file=Broken(), width=60)):
+        progress = StepProgress("cut", 3)
+        time.sleep(0.3)
+        assert "progress" in {thread.name for thread in threading.enumerate()}  # it has printed, and is still at work
+        progress(3, 3, 0)
+
+
+def test_a_step_that_was_given_up_is_not_shown_as_running(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flows.progress.LINE_EVERY_S", 0.2)
+    console = Console(file=io.StringIO(), width=60)
+    with shown_on(console):
+        StepProgress("cut", 3)(1, 3, 0)  # a store did not answer
+        StepProgress("cut", 2)(2, 2, 0)  # the second try
+        time.sleep(0.5)
+    printed = lines_of(console)
+    assert printed[0].startswith("cut: 2 of 2") and set(printed[1:]) == {"at work after cut"}
 
 
 def test_without_a_terminal_progress_is_never_silent_for_longer_than_its_interval(

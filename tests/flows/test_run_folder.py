@@ -28,6 +28,10 @@ def test_a_run_folder_gives_the_decisions_and_counts_of_the_run(finished: Finish
     out, outcome = finished
     run = RunFolder(out)
     counts = {what: count for what, count, _ in run.funnel()}
+    hours = {what: hours for what, _, hours in run.funnel()}
+    kept = outcome.decisions["verdict"] == "keep"
+    assert hours["clips"] == pytest.approx(outcome.frame["clips.duration_s"].sum() / 3600)
+    assert hours["kept"] == pytest.approx(outcome.frame.loc[kept[kept].index, "clips.duration_s"].sum() / 3600)
     assert counts["rows of the manifest"] == len(outcome.sources) and counts["clips"] == len(outcome.decisions)
     assert counts["kept"] == (outcome.decisions["verdict"] == "keep").sum() > 0
     assert counts["  tier main"] == counts["kept"] and counts["  bad rows"] == 1

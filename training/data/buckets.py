@@ -135,7 +135,7 @@ def plan_batches(
     find_buckets: gives each of some samples its bucket, and an item that the batch carries for it. None for a sample
         that no batch takes. It must always give the same answer for the same sample.
 
-    Raises NothingToTake when no sample of an epoch can be part of a batch, LoaderError for a state of other data.
+    Raises NoUsableSample when no sample of an epoch can be part of a batch, LoaderError for a state of other data.
     """
     buckets: dict[BucketT, list[tuple[SamplePlace, ItemT]]] = {}
     for place, found in zip(state.pending, find_buckets(list(state.pending)), strict=True):

@@ -28,8 +28,9 @@ _SAMPLES = 256  # clips that are measured; their deviation is exact to 1 % where
 def latent_scale(address: str, recipe: TrainingRecipe, cache: str) -> tuple[float, ...]:
     """The divisor of each channel: [channels].
 
-    A divided channel's size, in units of the decoded frames, is its standard deviation there to the power 1 -
-    `recipe.data.whiten`, up to one common factor. That factor makes the mean square over all divided channels 1.
+    A channel's size is its standard deviation in units of the decoded frames. After division it is that size to the
+    power 1 - `recipe.data.whiten`, times a factor that all channels share. The factor makes the mean square over all
+    divided channels 1.
 
     cache: the loader's cache folder. Raises LoaderError when no sample can be read, or the store does not answer.
     """

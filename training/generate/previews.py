@@ -116,7 +116,7 @@ class Previews:
     def _probe(self, subject: Subject) -> tuple[SyncProbe, float] | None:
         """The probe of a subject, and its value for the clip itself. None where no probe can measure the clip.
 
-        It is the job's probe. Where that one cannot measure the clip, as with puppets, it is `picture_probe`. A subject
+        It is the job's probe, or `brightness_probe` where that cannot measure the clip, as with puppets. A subject
         keeps its probe, so that its curve shows one measure.
         """
         if self._job.probe is None:

@@ -86,7 +86,7 @@ def sample_clip(
     """Sample the latents of a batch of clips.
 
     conditions: their sound is as long as the clip. Conditions that they drop stay dropped.
-    noise: [batch, channels, frames, height, width] standard normal, as `first_noise` draws it.
+    noise: [batch, channels, frames, height, width] standard normal, as `initial_noise` draws it.
     sigmas: as `sigma_steps` gives them.
     first: [batch, channels, 1 or more, height, width], clean latents that the clip starts with: of the reference image,
         or of the last five frames of the previous clip (two latents).

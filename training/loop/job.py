@@ -53,8 +53,8 @@ class Learner(Protocol):
     def model(self, latent_scale: tuple[float, ...] | None = None) -> nn.Module:
         """The model on the CPU with new weights, the same on every worker. Every worker calls it.
 
-        latent_scale: the divisor of latents that fits the weights which the model will be given, () for 1. None where
-        the model keeps its new weights. Then the divisor is measured on the data.
+        latent_scale: the divisor of latents of the weights that the model will be given, () for 1. None: the model
+        keeps its new weights, and the divisor is measured on the data.
         """
 
     def part_of(self, name: str) -> str:

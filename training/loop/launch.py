@@ -47,7 +47,7 @@ def launch(job: Job, workers: int = 1, ray: str | None = None) -> PhaseResult:
 
 
 def _try_writing(out: Storage) -> None:
-    """Fail before any work when an object store cannot be written to. A local folder's lock tells the same."""
+    """Raise before any work when an object store cannot be written to. For a local folder, its lock does this."""
     if out.is_local:
         return
     try:

@@ -25,7 +25,6 @@ from tasks.stages.guidance.schema import (
     Sources,
     clean,
 )
-from tasks.stages.guidance.settings import BACKENDS as NAMES
 from tasks.stages.guidance.settings import GuidanceSettings
 from tasks.stages.guidance.signals import Signals
 from tasks.weights import remote_code
@@ -190,6 +189,9 @@ def fill_templates(signals: Signals) -> Guidance:
     )
 
 
-BACKENDS: dict[str, type[GuidanceBackend]] = dict(
-    zip(NAMES, (TemplateBackend, EndpointBackend, QwenOmniBackend, MiniCPMBackend), strict=True)
-)
+BACKENDS: dict[str, type[GuidanceBackend]] = {
+    "templates": TemplateBackend,
+    "endpoint": EndpointBackend,
+    "qwen2.5-omni": QwenOmniBackend,
+    "minicpm-o": MiniCPMBackend,
+}

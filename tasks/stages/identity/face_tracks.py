@@ -13,7 +13,7 @@ Mesh = Callable[[np.ndarray, Region], np.ndarray | None]
 Detect = Callable[[np.ndarray], list[Face]]
 
 _OVERLAP = 0.3  # intersection over union from which two boxes are of one face
-_SAME_PLACE = 0.6  # intersection over union from which two tracks have come to follow one face
+_SAME_PLACE = 0.6  # intersection over union from which two tracks follow the same face
 _MAX_FOLLOWED = 3  # faces that are followed from frame to frame at once; more faces are still counted
 
 

@@ -84,8 +84,8 @@ class Motion(Stage[MotionSettings]):
             raise Unmeasurable(f"a frame of {width}x{height} is too narrow to measure motion in it")
         scale = settings.short_side / min(width, height)
         size = (round(width * scale / 2) * 2, round(height * scale / 2) * 2)
-        # The index of each frame, as tasks.media.frames.images chooses it: the frame on display in the middle of its
-        # interval.
+        # The index of each frame, as tasks.media.frames.rgb_frames chooses it: the frame that is shown in the middle of
+        # its interval.
         indices = (int((number + 0.5) * fps / rate) if rate else number for number in count())
         pairs: list[_FramePair] = []
         flows = self._backend.flows(clip.frames(rate, size))

@@ -69,7 +69,7 @@ class DetectedFace(FaceBackend):
     """The largest of the faces that S3FD finds and SyncNet's own tracker follows, as for published figures."""
 
     networks: ClassVar[tuple[str, ...]] = ("s3fd",)
-    resources: ClassVar[Resources] = Resources(gpu=0.25, memory_gb=1.1)
+    resources: ClassVar[Resources] = Resources(gpu=0.25, memory_gb=1.1, batch=8)
     """Memory by the size of its weights, not measured: the catalogue's 0.09 GB in float32, in which it computes, and an
     allowance of 1 GB for libraries and activations."""
 
@@ -89,7 +89,8 @@ class DetectedFace(FaceBackend):
         from tasks.networks.s3fd import faces
         from tasks.networks.syncnet import FPS
 
-        detections = list(search(lambda images: faces(self._network, images), clip.frames(rate=FPS)))
+        batch = self.resources.batch
+        detections = list(search(lambda images: faces(self._network, images, batch=batch), clip.frames(rate=FPS)))
         # As in identity, the main face is the one whose height, summed over the frames, is greatest.
         return max(
             tracks(detections, min_track, min_face=0.0),
@@ -146,7 +147,7 @@ class SyncNetLips(SyncBackend):
 
     networks: ClassVar[tuple[str, ...]] = ("syncnet",)
     defaults: ClassVar = {"max_offset_s": 0.6, "natural_s": 0.0}
-    resources: ClassVar[Resources] = Resources(gpu=0.25, memory_gb=1.1)
+    resources: ClassVar[Resources] = Resources(gpu=0.25, memory_gb=1.1, batch=16)
     """Memory by the size of its weights, not measured: the catalogue's 0.06 GB in float32, in which it computes, and an
     allowance of 1 GB for libraries and activations."""
 
@@ -176,7 +177,7 @@ class SyncNetLips(SyncBackend):
         if track is None:
             return SyncFit(None, None, None, "no face")
         sound = sound_under(samples * 32768.0, track)  # on the scale of int16
-        fit = compare_windows(self._network, crops(clip.frames(rate=FPS), track), sound, shift)
+        fit = compare_windows(self._network, crops(clip.frames(rate=FPS), track), sound, shift, self.resources.batch)
         return SyncFit(-fit.offset / FPS, fit.confidence, fit.distance)
 
 

@@ -62,7 +62,6 @@ def test_rows_come_back_with_their_types_on_any_storage(storage: Storage) -> Non
         "str",
     ]
     assert ledger.keys("motion", "f") == {row(n)["key"]: "" for n in (1, 2, 3)} | {failed["key"]: "abc"}
-    assert failed["key"] not in ledger.keys("motion", "f", with_errors=False)
     assert {r["key"]: r["frames"] for r in ledger.rows("motion", "f")}[failed["key"]] is None
     assert [r["frames"] for r in ledger.rows("motion", "f", keys=[row(2)["key"], "unknown"])] == [2]
     assert ledger.rows("motion", "f", keys=[]) == []

@@ -74,7 +74,7 @@ def test_the_evaluation_equals_the_reference(network: syncnet.SyncNet, monkeypat
     lips, windows = syncnet.lip_vectors(network, pictures), int(known["lastframe"])
     near(lips[:windows], known["lip_feat"])
     near(syncnet.sound_vectors(network, columns, windows), known["aud_feat"])
-    monkeypatch.setattr(syncnet, "lip_vectors", lambda network, pictures: lips)  # computed once, above
+    monkeypatch.setattr(syncnet, "lip_vectors", lambda network, pictures, batch=16: lips)  # computed once, above
     fit = syncnet.evaluate(network, pictures, known["audio_int16"])
     near(fit.distances, known["dists"])
     near(fit.mean_distances, known["mdist"])
@@ -176,7 +176,7 @@ def test_a_batch_gets_the_outputs_of_each_item_alone(network: syncnet.SyncNet, d
 
 def test_every_window_of_a_short_clip_is_compared(network: syncnet.SyncNet, monkeypatch: pytest.MonkeyPatch) -> None:
     lips = torch.from_numpy(np.random.default_rng(0).normal(0, 9, (30, 1024)).astype(np.float32))
-    monkeypatch.setattr(syncnet, "lip_vectors", lambda network, pictures: lips)
+    monkeypatch.setattr(syncnet, "lip_vectors", lambda network, pictures, batch=16: lips)
     samples = np.random.default_rng(1).normal(0, 1000, 34 * 640)
     assert len(syncnet.compare_windows(network, (), samples).distances) == 30
     assert len(syncnet.evaluate(network, (), samples).distances) == 29

@@ -47,6 +47,7 @@ class ActiveMindSettings(Strict):
     """An active-mind's shape and the sizes of its inputs."""
 
     shape: Shape
+    """Depth and width of the network."""
     channels: int = Field(ge=1)
     """Channels of a latent."""
     latent_scale: tuple[float, ...] = ()
