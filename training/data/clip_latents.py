@@ -17,6 +17,7 @@ from tasks.media.clip import Clip, ClipRecord, Measurement
 from tasks.networks.latent_geometry import SPATIAL_STRIDE, TEMPORAL_STRIDE, usable_frames
 from tasks.stages.latents.codec import CODECS
 from tasks.stages.latents.stage import Latents, LatentsSettings, picture_size
+from training.data.shard_index import HEADER_LOCK
 
 ReadFiles = Callable[[], dict[str, bytes]]  # reads a sample's files, by extension; called only on a cache miss
 
@@ -98,7 +99,8 @@ class ClipLatents:
             return None
         try:
             data = self._cache.read_bytes(self._name(shard, number, name))
-            array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
+            with HEADER_LOCK:
+                array: np.ndarray = np.load(io.BytesIO(data), allow_pickle=False)
             return array if array.dtype == np.float16 else None
         except (FileNotFoundError, ValueError, EOFError):
             return None  # a damaged file is made again

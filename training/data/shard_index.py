@@ -11,6 +11,7 @@ believed that goes beyond the file's end.
 import io
 import math
 import tarfile
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
@@ -40,6 +41,10 @@ _MAX_JSON = 1 << 22  # bytes
 _MAX_SIDE = 1 << 14  # pixels
 _NPY_HEADER = 1 << 10  # bytes; NumPy writes 128 for a plain array
 _READ_AHEAD = 4 << 20  # bytes of one request to a remote shard
+
+# NumPy reads a header with Python's parser. That of Python 3.11 fails now and then when two threads are in it, with
+# "AST constructor recursion depth mismatch" (CPython issue 106905).
+HEADER_LOCK = threading.Lock()
 
 
 class ByteSpan(NamedTuple):
@@ -257,7 +262,8 @@ def _array(file: BinaryIO, name: str, span: ByteSpan) -> ArraySpan:
     try:
         if np.lib.format.read_magic(head) != (1, 0):
             raise ValueError("its format is not NumPy's version 1.0, which plain arrays have")
-        shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(head, max_header_size=_NPY_HEADER)
+        with HEADER_LOCK:
+            shape, fortran_order, dtype = np.lib.format.read_array_header_1_0(head, max_header_size=_NPY_HEADER)
     except ValueError as error:
         raise ValueError(f"{name}.npy: {error}") from None
     array = ArraySpan(span.start + head.tell(), dtype.str, shape) if dtype.str in _DTYPES else None
