@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from prefect.logging import disable_run_logger
+from typer.testing import CliRunner
 
 from data_manifests.dataset import DatasetManifest, verify
 from data_manifests.storage import Storage
+from flows.cli.main import app
 from flows.curate import curate
 from flows.parameters import CurateParameters
 from flows.summary import Summary
@@ -35,8 +37,9 @@ def footage(folder_of_footage: Path) -> Path:
     return folder_of_footage
 
 
-def run(footage: Path | str, out: Path | str, recipe: str = DEMO, workers: int | None = None) -> Summary:
-    return curate(CurateParameters(manifest=str(footage), recipe=recipe, out=str(out), workers=workers))
+def run(footage: Path | str, out: Path | str, recipe: str = DEMO) -> Summary:
+    """Run the flow with one worker, since a second one takes longer to start than these runs take."""
+    return curate(CurateParameters(manifest=str(footage), recipe=recipe, out=str(out), workers=1))
 
 
 def shards(out: Path) -> dict[str, bytes]:
@@ -73,7 +76,7 @@ def test_a_rerun_does_nothing_and_changes_nothing(
     asked: list[int] = []
     started = WorkerPool.__init__
     monkeypatch.setattr(WorkerPool, "__init__", lambda self, n, *rest: asked.append(n) or started(self, n, *rest))
-    again = run(footage, out, workers=1)
+    again = run(footage, out)
     assert asked == [1]
     assert first.new and not again.new
     assert shards(out) == before
@@ -178,18 +181,18 @@ def test_exit_codes_are_0_for_done_1_for_errors_and_2_for_failed(footage: Path, 
     sound.mkdir()
     shutil.copy(footage / "talk_medium.mp4", sound)
     out = tmp_path / "out"
-    clean = command("curate", sound, "--recipe", DEMO, "--out", out)
+    clean = command("curate", sound, "--recipe", DEMO, "--workers", 1, "--out", out)
     assert clean.returncode == 0
     assert re.findall(r"^(\w+): (\d+ of \d+)", clean.stderr, re.M)[:2] == [("sources", "1 of 1"), ("cut", "1 of 1")]
     shutil.copy(footage / "truncated.mp4", sound)
-    with_errors = command("curate", sound, "--recipe", DEMO, "--out", out)
+    with_errors = command("curate", sound, "--recipe", DEMO, "--workers", 1, "--out", out)
     assert with_errors.returncode == 1 and "truncated.mp4" in with_errors.stdout
-    failed = command("curate", tmp_path / "nothing", "--recipe", DEMO, "--out", out)
-    assert failed.returncode == 2
+    failed = CliRunner().invoke(app, ["curate", str(tmp_path / "nothing"), "--recipe", DEMO, "--out", str(out)])
+    assert failed.exit_code == 2
     assert "no such file or folder" in failed.stderr and "Traceback" not in failed.stderr
     (tmp_path / "file").touch()
-    failed = command("curate", sound, "--recipe", DEMO, "--out", tmp_path / "file")
-    assert failed.returncode == 2
+    failed = CliRunner().invoke(app, ["curate", str(sound), "--recipe", DEMO, "--out", str(tmp_path / "file")])
+    assert failed.exit_code == 2
     assert "cannot be written to" in failed.stderr and "Traceback" not in failed.stderr
 
 

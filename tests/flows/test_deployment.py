@@ -10,12 +10,18 @@ import pytest
 
 from tests.flows.conftest import ROOT, Server
 
+ENDS = ("COMPLETED", "FAILED", "CRASHED", "CANCELLED")  # Prefect's states after which nothing follows
+
 
 @pytest.fixture(scope="module")
 def deployed(server: Server) -> Server:
-    server.prefect("work-pool", "create", "--type", "process", "curation")
+    server.post("/work_pools/", {"name": "curation", "type": "process"})
     server.prefect("deploy", "--all")
     return server
+
+
+def id_of_curate(deployed: Server) -> str:
+    return next(d["id"] for d in deployed.post("/deployments/filter", {}) if d["name"] == "curate")
 
 
 def test_every_parameter_of_a_deployment_has_a_title_and_a_description(deployed: Server) -> None:
@@ -32,7 +38,8 @@ def test_every_parameter_of_a_deployment_has_a_title_and_a_description(deployed:
 
 
 def test_a_cron_schedule_creates_runs(deployed: Server) -> None:
-    deployed.prefect("deployment", "schedule", "create", "curate/curate", "--cron", "0 3 * * *")
+    schedules = f"/deployments/{id_of_curate(deployed)}/schedules"
+    deployed.post(schedules, [{"schedule": {"cron": "0 3 * * *"}, "active": True}])
     for _ in range(300):
         runs = deployed.post("/flow_runs/filter", {"flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}}})
         if runs:
@@ -62,9 +69,12 @@ def test_a_triggered_run_completes_and_shows_its_funnel(deployed: Server, world:
     }
     worker = deployed.start("worker", "start", "--pool", "curation")
     try:
-        deployed.prefect(
-            "deployment", "run", "curate/curate", "--params", json.dumps({"parameters": parameters}), "--watch"
+        run = deployed.post(
+            f"/deployments/{id_of_curate(deployed)}/create_flow_run", {"parameters": {"parameters": parameters}}
         )
+        this_run = {"flow_runs": {"id": {"any_": [run["id"]]}, "state": {"type": {"any_": list(ENDS)}}}}
+        while not deployed.post("/flow_runs/filter", this_run):
+            time.sleep(0.5)
     finally:
         end(worker)
     assert json.loads((tmp_path / "out" / "dataset.json").read_text())["shards"]

@@ -1,10 +1,10 @@
 """Written clips: audio in sync with video, exact files, the same bytes each time."""
 
 import gc
-import multiprocessing
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -21,7 +21,7 @@ from tasks.cutting.single_pass import find_and_cut
 from tasks.media.clip import ClipRecord
 from tasks.media.container import MediaError
 from tasks.media.frames import FrameCache, rgb_frames
-from tasks.synthetic import Truth, catalogue, make, measure_events
+from tasks.synthetic import Truth, catalogue, measure_events
 
 SMALL = ClipSettings(short_side=180, min_s=2, max_s=20)
 
@@ -67,37 +67,44 @@ def _see(folder: Path, truth: Truth, settings: ClipSettings, out: Path) -> Seen:
 
 
 AWKWARD = sorted(set(catalogue(["timing"])) | {"cuts_2997.mp4", "cuts_vfr.mp4", "corrupt_frames.mp4", "fades.mp4"})
+# one file of each kind of time; the tests that are slow measure the others
+KINDS = {
+    *("audio_late.mp4", "av1_opus.mkv", "b_frames.mp4", "corrupt_frames.mp4", "cuts_vfr.mp4", "edit_list_both.mp4"),
+    *("fps_23976.mp4", "fps_60.mp4", "interlaced.ts", "start_14h.ts", "vfr_irregular.mp4", "video_late.mkv", "wrap.ts"),
+}
+AT_24 = ("fps_25.mp4", "fps_60.mp4", "vfr_irregular.mp4", "fps_23976.mp4")  # cut to 24 frames a second, too
+See = Callable[[str, int], Seen]
 
 
 @pytest.fixture(scope="module")
-def seen(world, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Seen]:
-    """Every file with an awkward timing, cut to 25 frames a second; some also to 24."""
-    truths = [t for t in make(world.folder, AWKWARD) if t.has_audio and t.events_s]
+def see(world: Any, tmp_path_factory: pytest.TempPathFactory) -> See:
+    """Cuts a file to a rate. Returns the deviations of its events."""
     out = tmp_path_factory.mktemp("cut")
-    at_24 = ("fps_25.mp4", "fps_60.mp4", "vfr_irregular.mp4", "fps_23976.mp4")
-    todo = [(t, 25) for t in truths] + [(t, 24) for t in truths if t.file in at_24]
-    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:
-        jobs = {
-            (t.file, fps): pool.submit(_see, world.folder, t, SMALL.model_copy(update={"fps": fps}), out)
-            for t, fps in todo
-        }
-        return {key: job.result() for key, job in jobs.items()}
+    seen: dict[tuple[str, int], Seen] = {}
+
+    def see(name: str, fps: int) -> Seen:
+        if (name, fps) not in seen:
+            settings = SMALL.model_copy(update={"fps": fps})
+            seen[name, fps] = _see(world.folder, world.truth(name), settings, out)
+        return seen[name, fps]
+
+    return see
 
 
-@pytest.mark.parametrize("name", AWKWARD)
-def test_sound_stays_with_picture_after_cutting(seen: dict[tuple[str, int], Seen], name: str) -> None:
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in KINDS else pytest.mark.slow) for n in AWKWARD])
+def test_sound_stays_with_picture_after_cutting(see: See, name: str) -> None:
     for fps, bound in ((25, 20.0), (24, 1000 / 48)):
-        if (name, fps) in seen:
-            found = seen[name, fps]
+        if fps == 25 or name in AT_24:
+            found = see(name, fps)
             assert len(found.apart) >= 2, "too few events to tell"
             # a lossy audio codec blurs a beep's onset by a part of a millisecond
             assert max(map(abs, found.apart)) <= bound + 1
             assert max(map(abs, found.sound)) <= 1
 
 
-def test_all_awkward_timings_were_measured(seen: dict[tuple[str, int], Seen]) -> None:
-    assert {name for name, _ in seen} == set(AWKWARD)
-    apart = [abs(a) for (_, fps), found in seen.items() if fps == 25 for a in found.apart]
+@pytest.mark.slow
+def test_sound_and_picture_are_together_on_average(see: See) -> None:
+    apart = [abs(a) for name in AWKWARD for a in see(name, 25).apart]
     assert max(apart) <= 21
     assert np.mean(apart) <= 5  # in most files, source frames and output frames coincide
 

@@ -181,6 +181,7 @@ def test_a_batch_of_frames_gets_the_outputs_of_each_alone(state: dict[str, torch
     assert not np.allclose(together.tokens[0], together.tokens[1], atol=0.1)
 
 
+@pytest.mark.slow
 def test_half_precision_gives_nearly_the_numbers_of_single_precision(
     state: dict[str, torch.Tensor], folder: Path
 ) -> None:

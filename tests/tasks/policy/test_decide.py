@@ -176,7 +176,7 @@ def tiers_of(clips: dict[str, dict[str, Any]], policy: Policy, kept: list[str]) 
 
 
 @given(rows(), policies())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_decisions_agree_with_the_clip_by_clip_reference(clips: dict[str, dict[str, Any]], policy: Policy) -> None:
     frame = frame_of(clips)
     decisions = decide(frame, policy, STAGES)

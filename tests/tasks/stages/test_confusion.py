@@ -29,11 +29,13 @@ def found(world: Any) -> tuple[list[Truth], dict[str, list[bool]]]:
     return truths, pointed_at(truths, rows)
 
 
+@pytest.mark.slow
 def test_each_stage_reports_its_own_fault_and_no_other(found: tuple[list[Truth], dict[str, list[bool]]]) -> None:
     truths, points = found
     assert {name: score.mistakes for name, score in scores(truths, points).items() if score.mistakes} == {}
 
 
+@pytest.mark.slow
 def test_each_detector_has_clips_with_its_fault_and_clips_without(
     found: tuple[list[Truth], dict[str, list[bool]]],
 ) -> None:

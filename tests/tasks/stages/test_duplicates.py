@@ -22,8 +22,11 @@ from tasks.stages.duplicates import PICTURE_BITS, SOUND_BITS, Duplicates, Duplic
 WITHIN = {"picture_bits": 48, "sound_bits": 32}  # as in the recipes
 
 
+FILM_S = 20  # of a longer film
+
+
 def copy_of(source: Path, target: Path, size: tuple[int, int], brighter: int, crf: int) -> Path:
-    """Encode a film again: smaller, brighter, with more loss, its sound as MP3."""
+    """Encode a film's beginning again: smaller, brighter, with more loss, its sound as MP3."""
     import av
 
     with av.open(str(source)) as given, av.open(str(target), "w") as made:
@@ -33,6 +36,8 @@ def copy_of(source: Path, target: Path, size: tuple[int, int], brighter: int, cr
         audio = made.add_stream("mp3", rate=44_100)
         resampler = av.AudioResampler("fltp", "stereo", 44_100)
         for frame in given.decode(pictures, sound):
+            if (frame.time or 0) > FILM_S + 1:
+                break
             if isinstance(frame, av.AudioFrame):
                 for part in resampler.resample(frame):
                     made.mux(audio.encode(part))
@@ -47,11 +52,11 @@ def copy_of(source: Path, target: Path, size: tuple[int, int], brighter: int, cr
 
 @pytest.fixture
 def hashes_of(tmp_path: Path) -> Callable[[Path], pd.DataFrame]:
-    """Cuts a film into clips of 5 s and hashes each."""
+    """Cuts a film's beginning into clips of 5 s and hashes each."""
 
     def hashes(path: Path) -> pd.DataFrame:
         storage, source = Storage(str(tmp_path / "out")), ingest(str(path))
-        spans = [Shot(0.0, source.duration_s, 0.0, source.duration_s, False, False)]
+        spans = [Shot(0.0, FILM_S, 0.0, FILM_S, False, False)]
         how = ClipSettings.model_validate({"fps": 24, "short_side": 256, "min_s": 2, "max_s": 5, "trim_s": 0})
         clips = write_clips(source, path, plan_clips(source, spans, [], how)[0], how, storage)
         stage = Duplicates(DuplicatesSettings())
@@ -70,7 +75,7 @@ def test_copies_are_found_and_other_clips_of_the_speaker_are_not(
 ) -> None:
     film = world.path("talk_45s.mp4")
     originals = hashes_of(film)
-    assert len(originals) >= 8
+    assert len(originals) == 4
     assert (copies(originals.assign(source_id=range(len(originals))), **WITHIN) == -1).all()
     small = hashes_of(copy_of(film, tmp_path / "small.mp4", (320, 180), brighter=12, crf=36))
     found = copies(pd.concat([originals, small], ignore_index=True), **WITHIN)

@@ -49,7 +49,6 @@ def frames(path: Path, only_key: bool = False, small: bool = False) -> list[tupl
 
 
 def test_flash_and_beep_are_where_the_table_says(world: Any) -> None:
-    make(world.folder, TIMED)
     wrong = {}
     for name in TIMED:
         truth = world.truth(name)

@@ -21,7 +21,7 @@ from tasks.synthetic.puppet_readers import read_mouth
 from tasks.synthetic.puppet_shards import LATENTS, make_puppets
 from tasks.synthetic.puppets import opening_of
 from tests.training.data.loading import Members, loader, npy, repack, take
-from tests.training.loop.tiny import train_together
+from tests.training.loop.together import train_together
 from training.config import TrainingRecipe
 from training.data.buckets import LoaderError
 from training.learners.active_mind import ActiveMindLearner, load_trained

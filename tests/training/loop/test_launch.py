@@ -16,7 +16,8 @@ from filelock import FileLock
 from safetensors.torch import load_file
 
 from tasks.execution.run_lock import OutputError
-from tests.training.loop.tiny import Bad, Dying, Slow, job, train_together
+from tests.training.loop.tiny import Bad, Dying, Slow, job
+from tests.training.loop.together import train_together
 from training.loop import phases
 from training.loop.job import TrainingError
 from training.loop.launch import launch, workers_environment
@@ -102,7 +103,7 @@ def test_a_run_on_ray_that_is_killed_ends_bit_for_bit_as_an_undisturbed_one(tmp_
     if workers == 1:
         train_phase(undisturbed, WorkerGroup())
     else:
-        train_together(tmp_path, [undisturbed], workers)
+        train_together(tmp_path, [undisturbed])
     kill_at(start_on_ray(killed, workers), killed, random.randrange(4, STEPS - 8))
     shutil.copytree(killed, moved)
     assert start_on_ray(killed, workers).wait() == 0

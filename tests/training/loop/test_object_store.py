@@ -14,7 +14,8 @@ from safetensors.torch import load_file
 
 from data_manifests.storage import Storage
 from tasks.execution.run_lock import OutputError
-from tests.training.loop.tiny import Tiny, job, train_together
+from tests.training.loop.tiny import Tiny, job
+from tests.training.loop.together import train_together
 from training.loop import checkpoint, phases
 from training.loop.launch import launch
 from training.loop.parallel import WorkerGroup

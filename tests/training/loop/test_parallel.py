@@ -1,14 +1,12 @@
 """Several workers: communication, and the precision in which they compute and add gradients."""
 
-import os
-import secrets
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from tests.training.loop.together import on_two_workers
 from training.loop.parallel import WorkerGroup, full_tensor, local_tensor, parallelize
 
 
@@ -27,10 +25,8 @@ class Block(nn.Module):
         return out
 
 
-def worker(rank: int, meeting: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-    group = WorkerGroup.of_process_group(torch.device("cpu"))
+def communicate(group: WorkerGroup) -> None:
+    rank = group.rank
     assert group.is_leader == (rank == 0)
     assert group.any(rank == 1) and not group.any(False)
     assert group.gather(f"of {rank}") == ["of 0", "of 1"]
@@ -42,6 +38,9 @@ def worker(rank: int, meeting: str) -> None:
     with pytest.raises(LookupError, match="of 0"):
         group.run_on_leader(lambda: {}[f"of {rank}"])
 
+
+def compare_with_one_worker(group: WorkerGroup) -> None:
+    rank = group.rank
     torch.manual_seed(0)
     model = nn.Sequential(Block(), Block())
     alone = nn.Sequential(Block(), Block())
@@ -60,9 +59,11 @@ def worker(rank: int, meeting: str) -> None:
         assert local_tensor(ours).numel() < theirs.numel()  # each worker holds a part
         torch.testing.assert_close(full_tensor(ours), theirs)  # the stored weights are never rounded
         torch.testing.assert_close(full_tensor(ours.grad), theirs.grad, rtol=0.05, atol=0.05)
-    dist.barrier()
-    os._exit(0)  # a thread that FSDP leaves behind sometimes aborts the interpreter at its exit
+
+
+def test_workers_communicate(tmp_path: Path) -> None:
+    on_two_workers(tmp_path, communicate)
 
 
 def test_with_bf16_norms_gradient_sums_and_stored_weights_stay_float32(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(worker, (str(tmp_path / secrets.token_hex(4)),), nprocs=2)
+    on_two_workers(tmp_path, compare_with_one_worker)

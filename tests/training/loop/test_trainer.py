@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.loop.tiny import DIM, SAMPLES, Bad, Batch, Holes, Model, Slow, Tiny, job, train_together
+from tests.training.loop.tiny import DIM, SAMPLES, Bad, Batch, Holes, Model, Slow, Tiny, job
+from tests.training.loop.together import train_together
 from training.loop import phases
 from training.loop.job import Losses, TrainingError
 from training.loop.parallel import WorkerGroup

@@ -1,7 +1,6 @@
 """A model of some hundred parameters and endless data, to test the training loop."""
 
 import os
-import secrets
 import signal
 import sys
 import time
@@ -219,22 +218,6 @@ class Dying(Tiny):
             died.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
         return super().losses(model, batch)
-
-
-def work(rank: int, size: int, meeting: str, jobs: list[Job]) -> None:
-    """One worker of several. It trains one job after the other."""
-    import torch.distributed as dist
-
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
-    for one in jobs:
-        train_phase(one, WorkerGroup.of_process_group(torch.device("cpu")))
-    dist.destroy_process_group()
-
-
-def train_together(folder: Path, jobs: list[Job], workers: int = 2) -> None:
-    """Train jobs one after the other, each on several processes."""
-    torch.multiprocessing.spawn(work, (workers, str(folder / f"meeting-{secrets.token_hex(4)}"), jobs), nprocs=workers)
 
 
 if __name__ == "__main__":
