@@ -1,6 +1,11 @@
 """Fixtures that all tests share."""
 
 import os
+
+# Two test processes on two cores: with more threads each, they wait for each other. The libraries look when imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
 import secrets
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field

@@ -81,7 +81,7 @@ class Rule(Strict):
 
         if self.one_of is not None:
             return np.asarray(self._within(column).to_numpy(dtype=bool, na_value=False))
-        # np.nan itself, and no other NaN: for it pandas makes no copy of a float column
+        # pandas copies a float column unless the value is np.nan itself
         return np.asarray(self._within(column.to_numpy(dtype=float, na_value=np.nan)))
 
     def _within(self, values: Any) -> Any:

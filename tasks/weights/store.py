@@ -137,7 +137,7 @@ def misfits(name: str, folder: Path) -> list[str]:
         raise
     except Exception as error:  # the config.json is broken or of another network; libraries raise many kinds of errors
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise WrongWeights(f"what {folder} says of itself is not {name}: {said}") from None
+        raise WrongWeights(f"the config in {folder} is broken, or of another network than {name}: {said}") from None
     return compare(takes, shapes(*(path for path in paths if path.suffix in _SUFFIXES)))
 
 

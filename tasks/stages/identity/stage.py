@@ -54,8 +54,8 @@ class Identity(Stage[IdentitySettings]):
     Columns. All but the first four are None if no frame has a main face.
         faces: the most faces in one sampled frame.
         speakers: how many people show their face for `speaker_s` or longer. Faces in one frame are different people.
-            Otherwise their descriptions are compared second by second, so a person who takes another's place counts
-            too.
+            Faces of different seconds are compared by their descriptions, so a second person counts who appears after
+            the first one has left.
         single_share: share of the sampled frames with exactly one face, 0 to 1. TalkVid subtracts points for each frame
             with none or several, and keeps clips with 0.8 or more.
         face_share: share of all frames in which the main face's mesh is found, 0 to 1.

@@ -108,13 +108,15 @@ def test_a_stage_over_its_time_limit_gives_one_error_row(run: Run, world: Any, t
 
 
 def test_a_source_over_its_time_limit_is_tried_again_step_by_step(run: Run, world: Any) -> None:
-    # long enough that no machine is done before the worker pool looks at the time
     uris: dict[str, dict[str, str]] = {str(world.path("talk_hd.mp4")): {}}
     done, outcome = run(uris, limits={"scenes": 0.001, "clips": 0.001})
-    assert done == {"sources": 1, "scenes": 1}
+    # a fast machine may have found the shots before the worker pool looks at the time; it has not cut the clips then
+    steps = ["scenes", "clips", "people", "motion", "speech"]
+    stopped = steps.index("clips" if "clips" in done else "scenes")
+    assert done == dict.fromkeys(["sources", *steps[: stopped + 1]], 1)
     (source,) = outcome.sources
     assert source["status"] == "error" and source["reason"] == "took longer than 0.001 s"
-    assert run(uris, retry_errors=True)[0] == {"scenes": 1, "clips": 1, "people": 1, "motion": 1, "speech": 1}
+    assert run(uris, retry_errors=True)[0] == dict.fromkeys(steps[stopped:], 1)
 
 
 def test_a_missing_audio_file_of_a_clip_is_made_again_on_retry(run: Run, world: Any, tmp_path: Path) -> None:

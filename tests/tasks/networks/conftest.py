@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from tests import tiny_weights
-from tests.one_thread import one_thread  # noqa: F401
 
 
 @pytest.fixture

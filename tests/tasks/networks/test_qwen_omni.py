@@ -73,7 +73,7 @@ def test_a_checkpoint_of_another_model_is_refused(
     with pytest.raises(weights.WrongWeights, match="lacks 1 of the Thinker's tensors"):
         qwen_omni.load()
     (folder / "config.json").write_text('{"thinker_config": {"text_config": 3}}')
-    with pytest.raises(weights.WrongWeights, match=r"says of itself is not qwen2\.5-omni: .*text_config") as refused:
+    with pytest.raises(weights.WrongWeights, match=r"of another network than qwen2\.5-omni: .*text_config") as refused:
         weights.check("qwen2.5-omni")
     assert "\n" not in str(refused.value)
     (folder / "config.json").write_text('{"model_type": "qwen2"}')

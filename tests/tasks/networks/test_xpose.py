@@ -1,7 +1,6 @@
 """X-Pose's object level: equal to the reference, and loaded from the published layout."""
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +26,6 @@ _UNUSED = ("clip_model.visual.", "label_enc.", "transformer.decoder.layers.3.", 
 
 def close(found: Any, known: np.ndarray) -> None:
     np.testing.assert_allclose(found, known, rtol=1e-4, atol=1e-5 * float(np.abs(known).max()))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

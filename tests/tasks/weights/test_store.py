@@ -91,7 +91,7 @@ def test_a_misfit_is_described_by_its_differences(toy: Path) -> None:
         refused.value
     )
     (toy / "config.json").write_text("{}")
-    with pytest.raises(WrongWeights, match="says of itself is not toy: KeyError: 'width'"):
+    with pytest.raises(WrongWeights, match="of another network than toy: KeyError: 'width'"):
         weights.check("toy")
     (toy / "config.json").unlink()
     (toy / "toy.safetensors").write_bytes(b"<html>Not found</html>")
@@ -221,5 +221,5 @@ def test_changed_weights_are_measured_anew_and_the_same_ones_are_not(
         second, done = curate()
         assert second != first and done == {"speech": 1}
         (folder / "config.json").write_text("{")
-        with pytest.raises(MissingBackend, match="says of itself is not whisper"):
+        with pytest.raises(MissingBackend, match="of another network than whisper"):
             curate()

@@ -1,3 +1,0 @@
-"""What the tests of training share."""
-
-from tests.one_thread import one_thread  # noqa: F401
