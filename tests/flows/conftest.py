@@ -1,10 +1,12 @@
 """Fixtures of the flows' tests: a Prefect server, footage, finished runs and a browser."""
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -65,6 +67,15 @@ class Server:
                     raise
                 time.sleep(0.5)
 
+    def copy_database(self, home: Path) -> None:
+        """Make the home folder of another server, which begins with this one's database."""
+        home.mkdir()
+        with (
+            contextlib.closing(sqlite3.connect(Path(self.env["PREFECT_HOME"], "prefect.db"))) as ours,
+            contextlib.closing(sqlite3.connect(home / "prefect.db")) as theirs,
+        ):
+            ours.backup(theirs)
+
     def start(self, *arguments: str) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             [sys.executable, "-m", "prefect", "--no-prompt", *arguments],
@@ -75,6 +86,7 @@ class Server:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """One Prefect server for all tests, since a start takes ten seconds. Flows that run in this process use it, too."""
+    from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with socket.socket() as free:
@@ -103,6 +115,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             raise AssertionError("the server has not started in four minutes")
         with temporary_settings({PREFECT_API_URL: api}):
             yield running
+            # at its end, this process would look for the server for a minute if logs were left
+            APILogHandler().flush()
     finally:
         process.terminate()
         process.wait(120)

@@ -173,25 +173,25 @@ def test_footage_in_an_object_store_is_curated_into_an_object_store(footage: Pat
 
 
 def test_exit_codes_are_0_for_done_1_for_errors_and_2_for_failed(footage: Path, server: Server, tmp_path: Path) -> None:
-    def command(*arguments: object) -> "subprocess.CompletedProcess[str]":
-        line = [sys.executable, "-m", "flows.cli.main", *map(str, arguments)]
-        return subprocess.run(line, capture_output=True, text=True, env=server.env)
-
-    sound = tmp_path / "sound"
+    sound, out = tmp_path / "sound", tmp_path / "out"
     sound.mkdir()
     shutil.copy(footage / "talk_medium.mp4", sound)
-    out = tmp_path / "out"
-    clean = command("curate", sound, "--recipe", DEMO, "--workers", 1, "--out", out)
+
+    def curate_line(footage: Path, out: Path) -> list[str]:
+        return ["curate", str(footage), "--recipe", DEMO, "--workers", "1", "--out", str(out)]
+
+    line = [sys.executable, "-m", "flows.cli.main", *curate_line(sound, out)]
+    clean = subprocess.run(line, capture_output=True, text=True, env=server.env)
     assert clean.returncode == 0
     assert re.findall(r"^(\w+): (\d+ of \d+)", clean.stderr, re.M)[:2] == [("sources", "1 of 1"), ("cut", "1 of 1")]
     shutil.copy(footage / "truncated.mp4", sound)
-    with_errors = command("curate", sound, "--recipe", DEMO, "--workers", 1, "--out", out)
-    assert with_errors.returncode == 1 and "truncated.mp4" in with_errors.stdout
-    failed = CliRunner().invoke(app, ["curate", str(tmp_path / "nothing"), "--recipe", DEMO, "--out", str(out)])
+    with_errors = CliRunner().invoke(app, curate_line(sound, out))
+    assert with_errors.exit_code == 1 and "truncated.mp4" in with_errors.stdout
+    failed = CliRunner().invoke(app, curate_line(tmp_path / "nothing", out))
     assert failed.exit_code == 2
     assert "no such file or folder" in failed.stderr and "Traceback" not in failed.stderr
     (tmp_path / "file").touch()
-    failed = CliRunner().invoke(app, ["curate", str(sound), "--recipe", DEMO, "--out", str(tmp_path / "file")])
+    failed = CliRunner().invoke(app, curate_line(sound, tmp_path / "file"))
     assert failed.exit_code == 2
     assert "cannot be written to" in failed.stderr and "Traceback" not in failed.stderr
 

@@ -17,6 +17,8 @@ TIMED = ("times.json", "report.html")  # files that depend on how long a run too
 
 def start(footage: Path, out: Path, server: Server, recipe: str, home: Path | None) -> "subprocess.Popen[bytes]":
     """Start `understudy curate`. home: a folder for a temporary Prefect server of its own; None to use `server`."""
+    if home and not home.exists():
+        server.copy_database(home)  # a server that makes its database anew takes 16 s longer to start
     alone = {k: v for k, v in server.env.items() if k != "PREFECT_API_URL"} | {"PREFECT_HOME": str(home)}
     return subprocess.Popen(
         [sys.executable, "-m", "flows.cli.main", "curate", footage, "--recipe", recipe, "--out", out],

@@ -25,7 +25,6 @@ EXPECTED = {
     "late_0.4_a.mp4": ("keep", "unusable"),
     "subtitles_a.mp4": ("drop", "subtitles"),
     "copy_small_a.mp4": ("drop", "near_duplicate"),
-    "two_people_a.mp4": ("drop", "one_speaker"),
 }
 
 Run = Callable[[int], tuple[Path, Outcome]]

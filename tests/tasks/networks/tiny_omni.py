@@ -3,12 +3,13 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast, Qwen2_5OmniThinkerForConditionalGeneration
 
 DIM = 32
 MARKS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_bos|>", "<|vision_eos|>", "<|IMAGE|>", "<|VIDEO|>"]
@@ -32,8 +33,11 @@ PHRASES = (
 _ASKED, _DONE, _HALFWAY = 0, 4, 5  # dimensions of a hidden state: the prompt, and what was generated last
 
 
-def tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
+def tokenizer(words: list[str]) -> "PreTrainedTokenizerFast":
     """A tokenizer of bytes, with each of `words` as one token."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     built = Tokenizer(models.BPE({letter: index for index, letter in enumerate(alphabet)}, []))
     built.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -114,6 +118,8 @@ def write(folder: Path, answers: tuple[str, str, tuple[str, str]] | None = None)
         "max_pixels": 28 * 28 * 16,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing))
+    from transformers import Qwen2_5OmniThinkerConfig, Qwen2_5OmniThinkerForConditionalGeneration
+
     torch.manual_seed(0)
     network = Qwen2_5OmniThinkerForConditionalGeneration(
         Qwen2_5OmniThinkerConfig.from_dict(configuration["thinker_config"])
@@ -137,7 +143,7 @@ def write(folder: Path, answers: tuple[str, str, tuple[str, str]] | None = None)
 
 @torch.no_grad()
 def _teach(
-    network: Qwen2_5OmniThinkerForConditionalGeneration,
+    network: "Qwen2_5OmniThinkerForConditionalGeneration",
     ids: Mapping[str, int],
     answers: tuple[str, str, tuple[str, str]],
 ) -> None:
