@@ -25,21 +25,23 @@ EXPECTED = {
     "late_0.4_a.mp4": ("keep", "unusable"),
     "subtitles_a.mp4": ("drop", "subtitles"),
     "copy_small_a.mp4": ("drop", "near_duplicate"),
+    "two_people_a.mp4": ("drop", "one_speaker"),
 }
+FEW = ("clean_a.mp4", "subtitles_a.mp4")  # for tests that are not slow
 
-Run = Callable[[int], tuple[Path, Outcome]]
+Run = Callable[..., tuple[Path, Outcome]]
 
 
 @pytest.fixture(scope="module")
 def run(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Curates the files with a number of workers. Returns the output folder and the outcome."""
-    done: dict[int, tuple[Path, Outcome]] = {}
+    """Curates files with a number of workers. Returns the output folder and the outcome."""
+    done: dict[tuple[int, tuple[str, ...]], tuple[Path, Outcome]] = {}
 
-    def run(workers: int) -> tuple[Path, Outcome]:
-        if workers not in done:
+    def run(workers: int, files: tuple[str, ...] = FEW) -> tuple[Path, Outcome]:
+        if (workers, files) not in done:
             out = tmp_path_factory.mktemp(f"workers-{workers}")
             # relative names, since the lineage holds the address, and its bytes are in the golden record
-            rows = [SourceRow(world.path(name).name, {}, "manifest") for name in EXPECTED]
+            rows = [SourceRow(world.path(name).name, {}, "manifest") for name in files]
             with pytest.MonkeyPatch.context() as patch, WorkerPool(workers) as pool:
                 patch.chdir(world.folder)
                 curation = Curation(load_recipe("demo"), Storage(str(out)), rows, pool)
@@ -52,8 +54,8 @@ def run(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Run:
                 outcome = Outcome(curation)
                 plans = [plan for p in range(curation.view.partitions) for plan in outcome.plan_shards(p)]
                 outcome.record(DatasetManifest.of(outcome.recipe_name, "manifest", outcome.write_shards(plans)))
-            done[workers] = out, outcome
-        return done[workers]
+            done[workers, files] = out, outcome
+        return done[workers, files]
 
     return run
 
@@ -65,13 +67,23 @@ def step_by_step(curation: Curation, work: Work) -> Iterator[Work]:
         yield Work(name, curation.steps[name].job, (name,), work.partitions, units)
 
 
-def test_each_fault_is_found_and_nothing_else(run: Run) -> None:
-    _, outcome = run(2)
+def verdicts(outcome: Outcome) -> dict[str, tuple[str, str]]:
+    """By file: as EXPECTED."""
     names = {row["source_id"]: Path(row["uri"]).name for row in outcome.sources}
-    found = {
+    return {
         names[clip_id[:16]]: (row["verdict"], row["rule"] if row["verdict"] == "drop" else row["audio"])
         for clip_id, row in outcome.decisions.to_dict("index").items()
     }
+
+
+def test_a_clean_clip_is_kept_and_one_with_subtitles_is_dropped(run: Run) -> None:
+    assert verdicts(run(2)[1]) == {name: EXPECTED[name] for name in FEW}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_each_fault_is_found_and_nothing_else(run: Run) -> None:
+    found = verdicts(run(2, tuple(EXPECTED))[1])
     # the digests of two copies decide which one is kept
     copies = {"clean_a.mp4", "copy_small_a.mp4"}
     assert {found[name] for name in copies} == {EXPECTED[name] for name in copies}
@@ -123,5 +135,5 @@ def written(out: Path) -> dict[str, str]:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_single_steps_by_one_worker_and_fused_steps_by_two_write_the_same_bytes(run: Run) -> None:
-    (one, _), (two, _) = run(1), run(2)
+    (one, _), (two, _) = run(1, tuple(EXPECTED)), run(2, tuple(EXPECTED))
     assert written(one) == written(two)

@@ -1,6 +1,7 @@
 """Aesthetics: each measure reacts to its own fault, and no fault raises the scores."""
 
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ def scored(image: Image) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def frames(clip_of: ClipOf) -> Callable[[str], Image]:
     """Gives the first frame of a generated file, [height, width, 3] uint8 RGB."""
-    return lambda name: next(clip_of(name).frames(1.0))
+    return cache(lambda name: next(clip_of(name).frames(1.0)))
 
 
 @pytest.fixture
