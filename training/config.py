@@ -111,9 +111,9 @@ class TrainingRunSettings(Strict):
     micro_batch: int | None = Field(default=None, ge=1)
     """Samples that a worker runs at once. Gradients of several micro-batches are summed. None: the worker's whole share
     of the batch."""
-    bf16: bool = True
-    """Whether matrix products run in bfloat16. Everything else, and sums over workers, stay in float32. Only GPUs use
-    it."""
+    bf16: bool | None = None
+    """Whether matrix products run in bfloat16. Everything else, and sums over workers, stay in float32. None: on GPUs
+    only."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """How several workers hold the model. "ddp": each worker holds the whole model. "fsdp" (FSDP2): each worker holds a
     part of every parameter."""

@@ -48,7 +48,10 @@ class MindAndMasks(nn.Module):
 
     def forward(self, latents: Tensor, sigma: Tensor, clean: Tensor, conditions: Conditions) -> Prediction:
         if conditions.speaker_mask is None:
-            return Prediction(self.network(latents, sigma, clean, conditions).velocity, None)
+            velocity = self.network(latents, sigma, clean, conditions).velocity
+            # Every parameter takes part in every micro-batch, or else workers would exchange different gradients.
+            unused = torch.stack([parameter.sum() for parameter in self.mask_predictor.parameters()]).sum()
+            return Prediction(velocity + 0.0 * unused, None)
         middle = len(self.network.blocks) // 2
         output = self.network(latents, sigma, clean, conditions, hidden_at=middle)
         return Prediction(output.velocity, self.mask_predictor(output.hidden, conditions.speaker_mask, 0))
@@ -120,9 +123,6 @@ class ActiveMindLearner:
 
     def units(self, model: MindAndMasks) -> Sequence[nn.Module]:
         return [*model.network.blocks, model.network]  # the network is a unit, because previews call it by itself
-
-    def in_float32(self, model: MindAndMasks) -> Sequence[nn.Module]:
-        return [*model.network.float32_modules(), model.mask_predictor]
 
     def enable_activation_checkpointing(self, model: MindAndMasks) -> None:
         model.network.set_activation_checkpointing(True)

@@ -69,9 +69,6 @@ class Learner(Protocol):
     def units(self, model: Any) -> Sequence[nn.Module]:
         """The modules that FSDP gathers as one unit, from the inside out (training.loop.parallel.parallelize)."""
 
-    def in_float32(self, model: Any) -> Sequence[nn.Module]:
-        """The modules whose weights are never rounded to bfloat16."""
-
     def enable_activation_checkpointing(self, model: Any) -> None:
         """Let the model compute its activations again in the backward pass instead of keeping them."""
 

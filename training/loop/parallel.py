@@ -3,13 +3,13 @@
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -97,21 +97,20 @@ def parallelize(
     model: nn.Module,
     group: WorkerGroup,
     sharding: Sharding,
-    bf16: bool,
     units: Iterable[nn.Module],
-    in_float32: Iterable[nn.Module] = (),
 ) -> nn.Module:
     """Move the model to this worker's device and connect it to the other workers' copies.
 
     The model must have the same weights on every worker.
 
-    ddp: each worker keeps the whole model. Gradients are averaged in float32.
-    fsdp (FSDP2): each worker keeps a part of every parameter, gradient and optimizer state. With `bf16`, weights are
-    exchanged and multiplied in bfloat16 and gradients are summed in float32. The weights of modules `in_float32` stay
-    in float32.
+    ddp: each worker keeps the whole model.
+    fsdp (FSDP2): each worker keeps a part of every parameter, gradient and optimizer state.
+
+    Both exchange weights and gradients in float32. A layer that multiplies in bfloat16 rounds its weights itself
+    (autocast), so norms and modulation need no units of their own.
 
     units: the modules that FSDP2 gathers as one unit, from the inside out: blocks, and every module that is also called
-    by itself.
+    by itself. Each of them must run in every forward pass.
 
     Returns: the module to call.
     """
@@ -124,20 +123,15 @@ def parallelize(
             model,
             device_ids=ids,
             broadcast_buffers=False,  # they are constants
-            find_unused_parameters=True,  # such as the mask predictor's, in a step without several speakers
+            find_unused_parameters=True,  # such as those of a layer that a step does not need
             gradient_as_bucket_view=True,
         )
     mesh = init_device_mesh(group.device.type, (group.size,))
-    float32_policy = MixedPrecisionPolicy(reduce_dtype=torch.float32, cast_forward_inputs=False)
-    bf16_policy = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-    policy = bf16_policy if bf16 else float32_policy
-    for module in in_float32 if bf16 else ():
-        fully_shard(module, mesh=mesh, mp_policy=float32_policy)
     for unit in units:
-        fully_shard(unit, mesh=mesh, mp_policy=policy)
+        fully_shard(unit, mesh=mesh)
     # The root unit is resharded after the forward pass too. Otherwise sampling between two steps would leave its
     # gathered weights in place.
-    fully_shard(model, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
     return model
 
 
@@ -148,14 +142,14 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 @contextlib.contextmanager
 def gradient_sync(model: nn.Module, last: bool) -> Iterator[None]:
-    """The context of a micro-batch's forward and backward pass. Workers exchange gradients in the `last` one only."""
-    if isinstance(model, DistributedDataParallel):
-        with contextlib.nullcontext() if last else model.no_sync():
-            yield
-        return
-    if isinstance(model, FSDPModule):
-        model.set_requires_gradient_sync(last)
-    yield
+    """The context of a micro-batch's forward and backward pass.
+
+    ddp: workers exchange gradients in the `last` one only. fsdp: they do so in each, because a worker that waited would
+    hold the gradients of the whole model.
+    """
+    waits = isinstance(model, DistributedDataParallel) and not last
+    with cast(DistributedDataParallel, model).no_sync() if waits else contextlib.nullcontext():
+        yield
 
 
 def local_tensor(tensor: Tensor) -> Tensor:

@@ -119,9 +119,8 @@ class _PhaseRun:
         if run.compile:
             for block in learner.blocks(model):
                 block.compile()
-        self._bf16 = run.bf16 and group.device.type == "cuda"
-        units, in_float32 = learner.units(model), learner.in_float32(model)
-        self._parallel_model = parallelize(model, group, run.sharding, self._bf16, units, in_float32)
+        self._bf16 = group.device.type == "cuda" if run.bf16 is None else run.bf16
+        self._parallel_model = parallelize(model, group, run.sharding, learner.units(model))
         self._model = unwrap(self._parallel_model)
 
     def _prepare_optimizer(self) -> None:
@@ -237,7 +236,8 @@ class _PhaseRun:
         for number, batch in enumerate(micro_batches, 1):
             batch = batch.to(device)
             with gradient_sync(self._parallel_model, last=number == len(micro_batches)):
-                with torch.autocast(device.type, torch.bfloat16, enabled=self._bf16):
+                # A cache would keep the rounded weights of all blocks until the end of the forward pass.
+                with torch.autocast(device.type, torch.bfloat16, self._bf16, cache_enabled=False):
                     losses = self._learner.losses(self._parallel_model, batch)
                 weighted = losses.values * batch.weight
                 (weighted.sum() * scale).backward()

@@ -122,9 +122,6 @@ class Tiny:
     def units(self, model: nn.Module) -> list[nn.Module]:
         return self.blocks(model)
 
-    def in_float32(self, model: nn.Module) -> list[nn.Module]:
-        return [module for module in model.modules() if isinstance(module, nn.LayerNorm)]
-
     def enable_activation_checkpointing(self, model: nn.Module) -> None:
         raise NotImplementedError
 
