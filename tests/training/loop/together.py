@@ -1,6 +1,7 @@
 """Two workers in processes of their own, which start once a session: a start takes longer than most trainings here."""
 
 import multiprocessing
+import os
 import secrets
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
@@ -28,7 +29,7 @@ def on_two_workers(folder: Path, function: Callable[..., object], *arguments: An
     """
     meeting = str(folder / f"meeting-{secrets.token_hex(4)}")
     pool = _pool()
-    calls = [pool.submit(_call, rank, meeting, function, arguments) for rank in range(2)]
+    calls = [pool.submit(_call, rank, meeting, dict(os.environ), function, arguments) for rank in range(2)]
     done, waiting = wait(calls, return_when=FIRST_EXCEPTION)
     if waiting:  # for a worker that has failed
         for process in list(pool._processes.values()):
@@ -38,7 +39,10 @@ def on_two_workers(folder: Path, function: Callable[..., object], *arguments: An
         call.result()
 
 
-def _call(rank: int, meeting: str, function: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+def _call(
+    rank: int, meeting: str, environment: dict[str, str], function: Callable[..., object], arguments: tuple[Any, ...]
+) -> None:
+    os.environ.update(environment)  # a fixture may have changed it since this process started
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     try:
