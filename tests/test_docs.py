@@ -5,7 +5,7 @@ import re
 from collections import Counter
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import Any, get_args
 
 import av
 import numpy as np
@@ -14,9 +14,7 @@ import yaml
 from pydantic import BaseModel
 
 from data_manifests.storage import Storage
-from tasks.media.clip import Clip, Measurement
-from tasks.stages.backend import Backend
-from tasks.stages.base import Stage, StageSettings
+from tasks.media.clip import Clip
 from tasks.stages.registry import STAGES, settings_type
 from tests.conftest import MakeClip
 
@@ -147,10 +145,7 @@ def test_a_key_that_is_none_is_told() -> None:
 def test_the_readmes_stage_measures_a_clip(make_clip: MakeClip, tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text().partition("## Add a stage")[2].partition("2. Name it in")[0]
     code = "\n".join(line[7:] for line in text.splitlines() if line.startswith(" " * 7) or not line)
-    names: dict[str, Any] = {
-        "Backend": Backend, "ClassVar": ClassVar, "Clip": Clip, "Measurement": Measurement, "Stage": Stage,
-        "StageSettings": StageSettings, "np": np, "__name__": "example",
-    }  # fmt: skip
+    names: dict[str, Any] = {"__name__": "example"}
     exec(code, names)
     record = make_clip(Storage(str(tmp_path)))
     with av.open(str(tmp_path / "grey.mp4"), "w") as container:

@@ -55,6 +55,10 @@ def train_phase(job: Job, group: WorkerGroup, report: ReportCheckpoint | None = 
 
 
 def _check_same_settings(job: Job, before: dict[str, Any], now: dict[str, Any]) -> None:
+    if before.get("dataset") != now["dataset"]:
+        raise TrainingError(
+            f"{job.folder} holds a training on another dataset than {job.manifest} is now; give another output folder"
+        )
     not_default = phases.settings_of(job.recipe, job.phase, now["dataset"], without_defaults=True)
     differences = phases.changed_settings(before, now, not_default)
     if differences:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tests.training.loop.tiny import DIM, SAMPLES, Bad, Batch, Holes, Model, Slow, Tiny, job
 from tests.training.loop.together import train_together
 from training.loop import phases
-from training.loop.job import Losses, TrainingError
+from training.loop.job import Job, Losses, TrainingError
 from training.loop.parallel import WorkerGroup
 from training.loop.tracking import read_metrics
 from training.loop.trainer import train_phase
@@ -205,6 +205,15 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
     changed = other.recipe.model_copy(update={"seed": 1, "ema": 0.5})
     with pytest.raises(TrainingError, match=r"(?s)other settings.*ema: 0\.9 is now 0\.5\nseed: 0 is now 1"):
         train_phase(type(other)(changed, "base", "nowhere.json", tmp_path, Tiny), WorkerGroup())
+
+    class Curated(Tiny):
+        """Its dataset was curated anew."""
+
+        def __init__(self, job: Job, group: WorkerGroup) -> None:
+            super().__init__(job, group, dataset="1" * 64)
+
+    with pytest.raises(TrainingError, match=r"another dataset than .* is now; give another output folder"):
+        train_phase(job(tmp_path, learner=Curated), WorkerGroup())
     train_phase(job(tmp_path, steps=4, keep=5), WorkerGroup())  # run settings may change
 
 
