@@ -27,7 +27,7 @@ from training.data.loader import tiers_within
 from training.data.sample_reader import LOG_MEL, Bucket, SampleReader, SoundFeatures, sound_features_of
 from training.data.shard_index import Entry, read_index, shards_by_name, shards_storage
 from training.generate.sampling import initial_noise, reference_latent, sample_clip, sigma_steps
-from training.loop.parallel import WorkerGroup
+from training.loop.parallel import WorkerGroup, autocast
 from training.loop.rng import generator_for
 from training.loop.tracking import Trackers
 from training.models.active_mind.model import ActiveMind, Conditions
@@ -161,15 +161,16 @@ class Previews:
         )
         recipe = self._job.recipe
         seed = generator_for(recipe.seed, "preview", subject.key).initial_seed()
-        sampled = sample_clip(
-            model,
-            conditions,
-            initial_noise(tuple(latent.shape), seed, group.device),
-            sigma_steps(recipe.run.sample_steps, recipe.timesteps.shift),
-            first=latent[:, :, :1],
-            reference=self._reference(subject)[None].to(group.device).float(),
-            pseudo_last=recipe.run.pseudo_last,
-        )
+        with autocast(recipe.run.bf16, group.device):
+            sampled = sample_clip(
+                model,
+                conditions,
+                initial_noise(tuple(latent.shape), seed, group.device),
+                sigma_steps(recipe.run.sample_steps, recipe.timesteps.shift),
+                first=latent[:, :, :1],
+                reference=self._reference(subject)[None].to(group.device).float(),
+                pseudo_last=recipe.run.pseudo_last,
+            )
         return sampled[0].transpose(0, 1).cpu()
 
     def _reference(self, subject: Subject) -> Tensor:

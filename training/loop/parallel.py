@@ -140,6 +140,13 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DistributedDataParallel) else model
 
 
+def autocast(bf16: bool | None, device: torch.device) -> torch.autocast:
+    """The context in which a model runs, in training and in previews. bf16: the recipe's run.bf16."""
+    enabled = device.type == "cuda" if bf16 is None else bf16
+    # A cache would keep the rounded weights of all blocks until the end of the context.
+    return torch.autocast(device.type, torch.bfloat16, enabled, cache_enabled=False)
+
+
 @contextlib.contextmanager
 def gradient_sync(model: nn.Module, last: bool) -> Iterator[None]:
     """The context of a micro-batch's forward and backward pass.

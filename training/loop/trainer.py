@@ -21,6 +21,7 @@ from training.loop.metrics import StepMetrics
 from training.loop.outputs import OutputFolder
 from training.loop.parallel import (
     WorkerGroup,
+    autocast,
     clip_gradients,
     full_tensor,
     gradient_norm,
@@ -123,7 +124,6 @@ class _PhaseRun:
         if run.compile:
             for block in learner.blocks(model):
                 block.compile()
-        self._bf16 = group.device.type == "cuda" if run.bf16 is None else run.bf16
         self._parallel_model = parallelize(model, group, run.sharding, learner.units(model))
         self._model = unwrap(self._parallel_model)
 
@@ -240,8 +240,7 @@ class _PhaseRun:
         for number, batch in enumerate(micro_batches, 1):
             batch = batch.to(device)
             with gradient_sync(self._parallel_model, last=number == len(micro_batches)):
-                # A cache would keep the rounded weights of all blocks until the end of the forward pass.
-                with torch.autocast(device.type, torch.bfloat16, self._bf16, cache_enabled=False):
+                with autocast(self._run_settings.bf16, device):
                     losses = self._learner.losses(self._parallel_model, batch)
                 weighted = losses.values * batch.weight
                 (weighted.sum() * scale).backward()

@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from tasks.synthetic.puppet_shards import make_puppets
 from tests.training.learners.test_active_mind_learner import job
 from tests.training.loop.together import on_two_workers
+from training.learners.active_mind import ActiveMindLearner
 from training.loop import trainer
 from training.loop.job import Job
 from training.loop.metrics import StepMetrics
@@ -75,3 +76,14 @@ def test_gradients_of_two_workers_in_bfloat16_are_those_of_one_in_float32(
     assert one["gradients"].keys() == two["gradients"].keys()
     for name, expected in one["gradients"].items():
         assert (two["gradients"][name] - expected).norm() <= 0.05 * expected.norm() + 1e-7, name
+
+
+@pytest.mark.parametrize(("bf16", "expected"), [(True, torch.bfloat16), (None, torch.float32)])
+def test_previews_are_sampled_in_the_precision_of_the_training(
+    puppets: Path, tmp_path: Path, bf16: bool | None, expected: torch.dtype
+) -> None:
+    learner = ActiveMindLearner(job(puppets, tmp_path, bf16=bf16, samples=1), WorkerGroup())
+    model, found = learner.model(), set()
+    model.network.blocks[0].video.qkv.register_forward_hook(lambda _module, _inputs, out: found.add(out.dtype))
+    learner.sample(model, 1, tmp_path / "samples", None)
+    assert found == {expected} and list((tmp_path / "samples").glob("*.mp4"))

@@ -30,9 +30,9 @@ def on_two_workers(folder: Path, function: Callable[..., object], *arguments: An
     meeting = str(folder / f"meeting-{secrets.token_hex(4)}")
     pool = _pool()
     calls = [pool.submit(_call, rank, meeting, dict(os.environ), function, arguments) for rank in range(2)]
-    done, waiting = wait(calls, return_when=FIRST_EXCEPTION)
-    if waiting:  # for a worker that has failed
-        for process in list(pool._processes.values()):
+    done, _ = wait(calls, return_when=FIRST_EXCEPTION)
+    if any(call.exception() for call in done):  # the other worker may wait for the one that failed
+        for process in list((pool._processes or {}).values()):
             process.kill()
         _pool.cache_clear()
     for call in done:
@@ -42,6 +42,7 @@ def on_two_workers(folder: Path, function: Callable[..., object], *arguments: An
 def _call(
     rank: int, meeting: str, environment: dict[str, str], function: Callable[..., object], arguments: tuple[Any, ...]
 ) -> None:
+    os.environ.clear()
     os.environ.update(environment)  # a fixture may have changed it since this process started
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)

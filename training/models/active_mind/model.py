@@ -20,7 +20,7 @@ from training.models.active_mind import rope
 from training.models.active_mind.attention import AttentionLayout, text_times
 from training.models.active_mind.block import Block, PerBranch
 from training.models.active_mind.config import ActiveMindSettings
-from training.models.active_mind.modulation import Linear, Modulation, RMSNorm, TimestepEmbedder, modulated
+from training.models.active_mind.modulation import Linear, Modulation, TimestepEmbedder, modulated
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class Embedder(nn.Module):
 class ActiveMind(nn.Module):
     """The network.
 
-    Its weights are float32. It computes in the type that autocast or FSDP sets, except for the timestep embedding, the
-    norms and the rotary embedding, which are always float32.
+    Its weights are float32. It computes in the type that autocast sets. The timestep embedding, the norms and the rotary
+    embedding are always computed in float32.
     """
 
     def __init__(self, settings: ActiveMindSettings) -> None:
@@ -108,10 +108,6 @@ class ActiveMind(nn.Module):
     def set_activation_checkpointing(self, on: bool) -> None:
         """Whether only the input of each block is kept for the backward pass, and the rest is computed again."""
         self.activation_checkpointing = on
-
-    def float32_modules(self) -> list[nn.Module]:
-        """Modules whose weights must not be rounded to bfloat16."""
-        return [module for module in self.modules() if isinstance(module, TimestepEmbedder | Modulation | RMSNorm)]
 
     def scaled(self, latents: Tensor) -> Tensor:
         """The codec's latents [batch, channels, frames, height, width] as the network takes them."""
