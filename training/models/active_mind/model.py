@@ -73,8 +73,8 @@ class Embedder(nn.Module):
 class ActiveMind(nn.Module):
     """The network.
 
-    Its weights are float32. It computes in the type that autocast sets. The timestep embedding, the norms and the rotary
-    embedding are always computed in float32.
+    Its weights are float32. It computes in the type that autocast sets. The timestep embedding, the norms and the
+    rotary embedding are always computed in float32.
     """
 
     def __init__(self, settings: ActiveMindSettings) -> None:
