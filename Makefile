@@ -7,6 +7,9 @@ FOOTAGE := out/footage
 OUT := out/demo
 TRAINED := out/trained
 
+# Many short processes import the product. Without its bytecode, each would compile it anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 

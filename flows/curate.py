@@ -30,6 +30,7 @@ from tasks.review.funnel import FunnelLine, list_problems
 from tasks.review.run_folder import RunFolder
 from tasks.shards import ShardPlan, read_entry
 from tasks.weights.missing import MissingBackend
+from training.config import check_training
 
 # What a user can mend: shown as one message, without a traceback.
 USER_ERRORS = (ManifestError, RecipeError, MissingBackend, StoreError, OutputError, LedgerError, ShardError)
@@ -46,6 +47,7 @@ def curate(parameters: CurateParameters) -> Summary:
     end_server_with_us()
     check_paths(parameters)
     recipe = load_recipe(parameters.recipe)
+    check_training(parameters.recipe)
     storage = Storage(parameters.out)
     with exclusive(storage), WorkerPool(parameters.workers or recipe.run.workers) as pool:
         rows, bad_rows = read_footage(parameters.manifest, storage)

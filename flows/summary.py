@@ -147,7 +147,7 @@ def print_summary(summary: Summary) -> None:
     new = summary.new | ({"shards": summary.written} if summary.written else {})
     units = {"scenes": "shots of {} sources", "clips": "clips of {} sources"}
     done = ", ".join(units.get(name, f"{{}} {name}").format(count) for name, count in new.items())
-    done = done or "nothing, since no row was missing"
+    done = done or "nothing; all of it had been done before"
     console.print(f"done in this run: {done}", highlight=False, soft_wrap=True)
     console.print(
         f"{summary.samples} samples in {summary.shards} shards: {summary.out}/dataset.json",

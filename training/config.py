@@ -281,11 +281,33 @@ def load_training(name_or_path: str | Path) -> TrainingRecipe:
     """
     path = recipe_path(str(name_or_path))
     content: dict[str, Any] = read_yaml(path)
-    section = content.get("training")
-    if not isinstance(section, dict):
+    if content.get("training") is None:
         raise RecipeError(f"{path}: the recipe has no `training` section, so there is nothing to train")
-    named, where = {**section, "name": content.get("name", path.stem)}, f"{path}: in training"
+    recipe = _parse_training(path, content)
+    if isinstance(recipe, PhysAvatarTraining):
+        raise RecipeError(
+            f"{path}: in training: model: physavatar cannot be trained yet, its network is missing; take active_mind"
+        )
+    return recipe
+
+
+def check_training(name_or_path: str | Path) -> None:
+    """Look for faults in a recipe's `training` section, so that they are met before the hours of a curation.
+
+    A recipe need not have that section, and its model need not be one that can be trained here. Raises RecipeError with
+    one line for each fault.
+    """
+    path = recipe_path(str(name_or_path))
+    content = read_yaml(path)
+    if content.get("training") is not None:
+        _parse_training(path, content)
+
+
+def _parse_training(path: Path, content: dict[str, Any]) -> TrainingRecipe | PhysAvatarTraining:
+    section, where = content["training"], f"{path}: in training"
+    if not isinstance(section, dict):
+        raise RecipeError(f"{where}: it must map settings to values, this is {type(section).__name__}")
+    named = {**section, "name": content.get("name", path.stem)}
     if section.get("model") == "physavatar":
-        validate(PhysAvatarTraining, named, where)
-        raise RecipeError(f"{where}: model: physavatar cannot be trained yet, its network is missing; take active_mind")
+        return validate(PhysAvatarTraining, named, where)
     return validate(TrainingRecipe, named, where)

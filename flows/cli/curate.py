@@ -30,7 +30,7 @@ def curate(
     """
     _refuse_early(manifest, recipe)
     console = error_console()
-    console.print("starting ...", style="dim")
+    console.print("starting Prefect, which takes some seconds ...", style="dim", highlight=False)
     prepare_prefect(verbose)
     from flows import curate as flow_module
     from flows.parameters import CurateParameters
@@ -56,8 +56,12 @@ def _refuse_early(manifest: str, recipe: str) -> None:
     """Say at once what is wrong with a recipe or a manifest, before the seconds that Prefect takes to start."""
     with refusals():
         from data_manifests.sources import read_sources
+        from tasks.execution.footage import no_footage
         from tasks.recipe import load_recipe
         from tasks.weights.store import require
+        from training.config import check_training
 
         require(load_recipe(recipe).networks())
-        next(read_sources(manifest), None)
+        check_training(recipe)
+        if next(read_sources(manifest), None) is None:
+            raise no_footage(manifest)

@@ -34,7 +34,7 @@ def train(
 
         load_training(recipe).chosen(names)
         load(manifest)
-    error_console().print("starting ...", style="dim")
+    error_console().print("starting Prefect, which takes some seconds ...", style="dim", highlight=False)
     prepare_prefect(verbose)
     from flows.parameters import TrainParameters
 

@@ -73,7 +73,10 @@ def _print_flips(found: WhatIf) -> None:
     console = Console()
     flips = found.flips
     if not len(flips):
-        console.print("no clip flips")
+        console.print("no clip flips: each keeps its verdict, its tier and the use of its sound")
+    if found.other_reasons:
+        console.print(f"{found.other_reasons} clips come to the same for another reason")
+    if not len(flips):
         return
     counts = flips.groupby(["before", "after"], sort=True).size()
     for (before, after), count in counts.items():

@@ -1,8 +1,9 @@
 """The footage of a curation: the manifest's rows, without what runs have made themselves."""
 
 import logging
+from collections.abc import Sequence
 
-from data_manifests.sources import BadRow, ManifestError, SourceRow, path_of, read_sources
+from data_manifests.sources import MEDIA_EXTENSIONS, BadRow, ManifestError, SourceRow, path_of, read_sources
 from data_manifests.storage import Storage
 from tasks.execution.run_lock import OWN_FOLDERS
 
@@ -36,9 +37,18 @@ def read_footage(manifest: str, storage: Storage) -> tuple[list[SourceRow], list
     if passed_by:
         log.warning("%s: %d files in it were made by other runs; they are no footage", manifest, passed_by)
     if not rows:
-        first = f"; the first of {len(bad)} bad rows: {bad[0].where}: {bad[0].reason}" if bad else ""
-        raise ManifestError(f"{manifest}: no footage in it{first}")
+        raise no_footage(manifest, bad)
     return rows, bad
+
+
+def no_footage(manifest: str, bad: Sequence[BadRow] = ()) -> ManifestError:
+    """The error for a manifest or a folder that names nothing to curate. bad: its rows, where it has only bad ones."""
+    if bad:
+        return ManifestError(
+            f"{manifest}: no footage in it; the first of {len(bad)} bad rows: {bad[0].where}: {bad[0].reason}"
+        )
+    extensions = " ".join(sorted(MEDIA_EXTENSIONS))
+    return ManifestError(f"{manifest}: no footage in it; of a folder, files with these extensions count: {extensions}")
 
 
 def _is_of_a_run(uri: str, footage: str, runs: dict[str, bool]) -> bool:

@@ -6,7 +6,8 @@ verdict, its tier or the use of its audio changes.
 All functions here are pure. Nothing is measured or written.
 """
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,8 @@ class WhatIf:
     fails after the change. If it fails none, they are those of the rule that it failed before. If it failed none there
     either, they are those of the rule that its sound fails.
     """
+    other_reasons: int
+    """Clips that do not flip but fail another rule, or stop at another stage, than before."""
 
 
 # ---- another policy ----
@@ -170,12 +173,24 @@ def _by_score(section: dict[str, Any], where: str, change: str) -> tuple[dict[st
         name = target if target not in rules else f"{target} by --set"
         policy["rules"][name] = {"score": target, "backend": measured[stage]["backend"], "missing": "pass"}
         return policy["rules"][name], key
-    known = [f"{name}.{key}" if key in _FIELDS else name for name in rules]
-    known += [f"{name}.{column}.max" for name in measured for column in STAGES[name].columns] if column else []
-    hint = nearest(where, known)
-    if hint.startswith("; known"):  # nothing is similar; list the rules, not every column of every stage
-        hint = f"; its rules are {', '.join(rules) or 'none'}"
-    raise WhatIfError(f"--set {change}: the recipe has no rule or score {target or where!r}{hint}")
+    raise WhatIfError(
+        f"--set {change}: the recipe has no rule or score {target or where!r}{_hint(where, rules, measured)}"
+    )
+
+
+def _hint(where: str, rules: Iterable[str], measured: Iterable[str]) -> str:
+    """The end of the message about a place that is not there: the nearest rule or score, or all rules.
+
+    Names are compared without the field behind them, which is the same for most.
+    """
+    target, _, key = where.rpartition(".")
+    if key not in _FIELDS:
+        target, key = where, ""
+    scores = [f"{name}.{column}" for name in measured for column in STAGES[name].columns] if "." in target else []
+    near = difflib.get_close_matches(target, [*rules, *scores], n=1)
+    if near:
+        return f"; did you mean {near[0] + ('.' + key if key else '')!r}?"
+    return f"; its rules are {', '.join(rules) or 'none'}"
 
 
 def _example(recipe: Recipe) -> str:
@@ -211,7 +226,9 @@ def compare(run: RunFolder, recipe: Recipe) -> WhatIf:
     decisions = decide(frame, recipe.policy, stages)
     before = funnel(run.frame, run.decisions, run.recipe.policy, run.stages)
     after = funnel(frame, decisions, recipe.policy, stages)
-    return WhatIf(_side_by_side(before, after), _flips(run, decisions))
+    flips = _flips(run, decisions)
+    moved = (run.decisions[["stage", "rule"]].astype("str") != decisions[["stage", "rule"]].astype("str")).any(axis=1)
+    return WhatIf(_side_by_side(before, after), flips, int((moved & ~moved.index.isin(flips["clip_id"])).sum()))
 
 
 def _measured_alike(before: Recipe, after: Recipe) -> list[str]:

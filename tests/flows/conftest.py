@@ -67,12 +67,12 @@ class Server:
                     raise
                 time.sleep(0.5)
 
-    def copy_database(self, home: Path) -> None:
-        """Make the home folder of another server, which begins with this one's database."""
-        home.mkdir()
+    def copy_database(self, folder: Path) -> None:
+        """Copy the database into a folder, which can then be the home of another server."""
+        folder.mkdir(exist_ok=True)
         with (
             contextlib.closing(sqlite3.connect(Path(self.env["PREFECT_HOME"], "prefect.db"))) as ours,
-            contextlib.closing(sqlite3.connect(home / "prefect.db")) as theirs,
+            contextlib.closing(sqlite3.connect(folder / "prefect.db")) as theirs,
         ):
             ours.backup(theirs)
 
@@ -84,8 +84,12 @@ class Server:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One Prefect server for all tests, since a start takes ten seconds. Flows that run in this process use it, too."""
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One Prefect server for all tests, since a start takes ten seconds. Flows that run in this process use it, too.
+
+    Its database is empty. To make one takes 20 s, so pytest's cache keeps it for the next session.
+    """
+    import prefect
     from prefect.logging.handlers import APILogHandler
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
@@ -93,8 +97,12 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     api = f"http://127.0.0.1:{port}/api"
+    home = tmp_path_factory.mktemp("prefect")
+    kept = request.config.cache.mkdir(f"prefect-{prefect.__version__}") / "empty"
+    if kept.exists():
+        shutil.copytree(kept, home, dirs_exist_ok=True)
     env = {k: v for k, v in os.environ.items() if not k.startswith("PREFECT")} | {
-        "PREFECT_HOME": str(tmp_path_factory.mktemp("prefect")),
+        "PREFECT_HOME": str(home),
         "PREFECT_API_URL": api,
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_WORKER_QUERY_SECONDS": "2",
@@ -113,6 +121,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
                 time.sleep(0.2)
         else:
             raise AssertionError("the server has not started in four minutes")
+        if not kept.exists():
+            copy = kept.with_suffix(f".{os.getpid()}")
+            running.copy_database(copy)
+            copy.rename(kept)
         with temporary_settings({PREFECT_API_URL: api}):
             yield running
             # at its end, this process would look for the server for a minute if logs were left

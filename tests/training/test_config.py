@@ -10,7 +10,7 @@ import yaml
 
 from data_manifests.strict import RecipeError, validate
 from tests.training.loop.tiny import recipe
-from training.config import OptimizerSettings, TrainingRecipe, load_training
+from training.config import OptimizerSettings, TrainingRecipe, check_training, load_training
 from training.loop.phases import settings_of
 
 ROOT = Path(__file__).parents[2]
@@ -128,3 +128,13 @@ def test_a_phase_can_be_made_longer_unless_its_learning_rate_falls_towards_the_e
         long = validate(TrainingRecipe, {**content, "name": "tiny"}, "")
         before, now = (settings_of(recipe, "base", "0" * 64) for recipe in (short, long))
         assert (before == now) == same
+
+
+def test_a_fault_in_the_training_section_is_found_before_a_curation(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("curation: {}\ntraining: {model: physavatar, optimiser: {}}")
+    with pytest.raises(RecipeError, match=r"in training: optimiser: unknown key 'optimiser'; did you mean 'optimizer'"):
+        check_training(path)
+    path.write_text("curation: {}\n")
+    check_training(path)
+    check_training("physavatar")  # it cannot be trained here, but nothing is wrong with it

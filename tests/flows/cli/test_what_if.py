@@ -105,6 +105,13 @@ def test_the_same_policy_flips_no_clip(run: RunFolder) -> None:
     assert all(line.clips[0] == line.clips[1] and line.hours[0] == line.hours[1] for line in found.funnel)
 
 
+def test_clips_that_come_to_the_same_for_another_reason_are_counted(run: RunFolder) -> None:
+    found = what_if(run, "people.face_height.min=10")  # which no clip has, and people comes before motion
+    moved = run.decisions[(run.decisions["verdict"] == "drop") & (run.decisions["stage"] == "motion")]
+    assert found.other_reasons == len(moved) > 0
+    assert not set(moved.index) & set(found.flips["clip_id"])
+
+
 def policy(recipe: Recipe) -> dict[str, Any]:
     return recipe.model_dump(mode="json")["policy"]
 
@@ -149,6 +156,7 @@ def test_a_score_without_a_rule_gets_one() -> None:
     [
         ("motion.max=8", "motion has 2 rules; name one: not_static, not_chaotic"),
         ("nobstatic.max=0.2", "did you mean 'not_static.max'?"),
+        ("nope.max=0.2", "its rules are person, not_static, not_chaotic, spoken"),
         ("motion.sped.max=1", "did you mean 'motion.speed.max'?"),
         ("wholly.other=1", "its rules are person, not_static, not_chaotic, spoken"),
         ("not_static.max=high", "not_static.max: Input should be a valid number"),

@@ -107,7 +107,7 @@ FAULTS: dict[str, tuple[Fault, tuple[float, ...], str]] = {
 }
 
 
-@pytest.mark.parametrize("name", ["talk_medium.mp4", "talk_office.mp4"])
+@pytest.mark.parametrize("name", ["talk_medium.mp4", pytest.param("talk_office.mp4", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fault", list(FAULTS))
 def test_a_fault_that_grows_never_raises_the_scores(fault: str, name: str, frames: Callable[[str], Image]) -> None:
     spoil, strengths, _ = FAULTS[fault]
@@ -142,7 +142,13 @@ def test_faults_are_found_in_a_clip_as_it_was_encoded(film: Any, frames: Callabl
     assert max(quality.values()) < 4.2 < measured(film([clean] * 3))["quality"]
 
 
-@pytest.mark.parametrize("name", ["talk_office.mp4", "talk_medium.mp4", "talk_full.mp4", "talk_long.mp4", "silent.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("talk_office.mp4", "talk_medium.mp4"),
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("talk_full.mp4", "talk_long.mp4", "silent.mp4")),
+    ],
+)
 def test_clean_footage_is_good(name: str, clip_of: ClipOf) -> None:
     found = measured(clip_of(name))
     assert found["quality"] > 4

@@ -120,7 +120,10 @@ def test_curves_have_50_steps_a_second() -> None:
     assert sound_curves(np.zeros(100, np.float32)).shape == (0, 5)
 
 
-@pytest.mark.parametrize("name", ["talk_office.mp4", "talk_medium.mp4", "talk_full.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    ["talk_medium.mp4", *(pytest.param(n, marks=pytest.mark.slow) for n in ("talk_office.mp4", "talk_full.mp4"))],
+)
 def test_offsets_built_into_generated_speech_are_found_to_one_frame(
     name: str, watched: Watched, stage: Sync, tmp_path: Path
 ) -> None:

@@ -63,6 +63,7 @@ def test_the_sound_is_as_late_as_the_table_says_to_a_millisecond(world: Any, nam
     assert at / 48_000 == pytest.approx(world.truth(name).sound_offset_s, abs=0.001)
 
 
+@pytest.mark.slow
 def test_the_lips_form_the_speech_whatever_the_offset_of_the_sound(world: Any) -> None:
     for name in ("clean_a.mp4", "late_0.4_a.mp4"):
         shapes, said = lip_shapes(world.path(name)), in_sync(files()[name])
@@ -131,6 +132,7 @@ def test_coarse_compression_leaves_blocks(world: Any) -> None:
     assert grid(world.path("blocks_a.mp4")) > 2 * grid(world.path("clean_a.mp4"))
 
 
+@pytest.mark.slow
 def test_as_many_faces_are_in_view_as_the_table_says(world: Any) -> None:
     solutions = pytest.importorskip("mediapipe").solutions
     with solutions.face_detection.FaceDetection(model_selection=1) as faces:

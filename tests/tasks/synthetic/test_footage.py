@@ -48,6 +48,7 @@ def frames(path: Path, only_key: bool = False, small: bool = False) -> list[tupl
         return [(f.time, f.to_ndarray(**form)) for f in container.decode(video=0)]
 
 
+@pytest.mark.slow
 def test_flash_and_beep_are_where_the_table_says(world: Any) -> None:
     wrong = {}
     for name in TIMED:
