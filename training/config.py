@@ -69,6 +69,12 @@ class OptimizerSettings(Strict):
         return rise if self.decay == "none" else rise * 0.5 * (1.0 + math.cos(math.pi * (step - 1) / steps))
 
 
+def _check_address(address: str) -> str:
+    if "://" not in address and not Path(address).is_absolute():
+        raise ValueError(f"{address!r} is not a full path; workers may work in other folders than this one")
+    return address
+
+
 class DataSettings(Strict):
     """What a training sample is."""
 
@@ -91,6 +97,9 @@ class DataSettings(Strict):
     """Tiers of the dataset, widest first."""
     max_bad: Probability = 0.01
     """Share of samples that may be unreadable before the run stops."""
+    denylist: Annotated[str, AfterValidator(_check_address)] | None = None
+    """A text file of clip ids, one a line, that are left out. It is a full path or an fsspec address. What follows a
+    `#` is a comment. It may change between two runs of the same training."""
 
     @model_validator(mode="after")
     def _frames_fit_codec(self) -> "DataSettings":
@@ -124,6 +133,11 @@ class TrainingRunSettings(Strict):
     """Whether torch.compile compiles the model's blocks."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between two checkpoints."""
+    checkpoint_minutes: float = Field(default=30.0, gt=0.0)
+    """Minutes after which a checkpoint is made in any case, where steps take long."""
+    max_skipped: Probability = 0.02
+    """Share of the last 200 batches that may be skipped because their loss or their gradient is not finite. With more
+    the training ends."""
     keep: int = Field(default=3, ge=1)
     """How many checkpoints are kept, the newest ones."""
     log_every: int = Field(default=10, ge=1)

@@ -30,7 +30,7 @@ import torch
 
 from data_manifests.dataset import DatasetManifest, ShardEntry, load
 from data_manifests.samples import one_line
-from data_manifests.storage import Storage
+from data_manifests.storage import Storage, local_copy
 from tasks.networks.latent_geometry import TEMPORAL_STRIDE, latent_frames, video_frames
 from tasks.stages.latents.stage import LatentsSettings
 from training.config import ConditionDropout
@@ -121,6 +121,7 @@ class Loader:
         text_tokens: tokens of each text. Longer texts are cut off, shorter ones are padded.
         cache: a folder, local or any address, for shard indexes and for latents made here.
         max_bad: share of samples that may be unreadable.
+        denylist: a text file of clip ids that are left out, one a line, `#` before a comment. Local or any address.
 
     Batches and workers:
         batch: samples of all workers together.
@@ -155,6 +156,7 @@ class Loader:
         text_tokens: int = 64,
         cache: str | None = None,
         max_bad: float = 0.01,
+        denylist: str | None = None,
         shuffle: int = 2048,
         workers: int = 2,
         ahead: int = 4,
@@ -174,6 +176,7 @@ class Loader:
         sound = sound_features_of(address, self._cache)
         self._reader = SampleReader(self._storage, self._shards, clip_latents, sound)
         self._order = SampleOrder([shard.samples for shard in self._shards], seed, shuffle)
+        self._denied = _read_denylist(denylist) if denylist else frozenset()
         self._workers, self._ahead = workers, ahead
         self._state = PlanState()
         checksums = hashlib.sha256(" ".join(shard.sha256 for shard in self._shards).encode()).hexdigest()[:12]
@@ -287,6 +290,9 @@ class Loader:
         return [self._bucket_of(place, indexes[place.shard].entries[place.sample]) for place in places]
 
     def _bucket_of(self, place: SamplePlace, entry: Entry) -> tuple[Bucket, BatchSample] | None:
+        if entry.key in self._denied:
+            self._leave_out("named in the denylist")
+            return None
         try:
             if entry.fault:
                 raise ValueError(entry.fault)
@@ -342,6 +348,16 @@ class Loader:
         replace_unreadable(batch)
         batch.drop_audio.logical_or_(~batch.audio_usable)
         return batch
+
+
+def _read_denylist(address: str) -> frozenset[str]:
+    """The clip ids of a denylist. Raises LoaderError."""
+    try:
+        with local_copy(address) as path:
+            lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise LoaderError(f"the denylist {address} cannot be read: {one_line(error)}") from error
+    return frozenset(key for line in lines if (key := line.partition("#")[0].strip()))
 
 
 def _of_tiers(manifest: DatasetManifest, tiers: Sequence[str], address: str) -> list[ShardEntry]:

@@ -6,8 +6,9 @@ conditioning on sound can make the first better than the other two. That differe
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -80,16 +81,18 @@ class Previews:
         sync/shifted of the three samples, sync/data of the clips themselves, and sync_gain, which is sync/true minus
         the larger of sync/muted and sync/shifted. Empty where nothing could be measured.
         """
-        measured: list[tuple[float, float, float, float]] = []
+        audios: list[list[np.ndarray | None]] = []
         for subject in self._subjects:
-            audios: list[np.ndarray | None] = [subject.audio]
+            audios.append([subject.audio])
             if self._job.probe is not None:
-                shift = subject.audio.shape[-3] // 2
-                audios += [self._silence(subject), np.roll(subject.audio, shift, axis=-3)]
-            latents = [self._sample(model, subject, audio, group) for audio in audios]
-            if not group.is_leader:
-                continue
-            videos = [self._decoded(latent) for latent in latents]
+                audios[-1] += [self._silence(subject), np.roll(subject.audio, subject.audio.shape[-3] // 2, axis=-3)]
+        wanted = [(subject, audio) for subject, of in zip(self._subjects, audios, strict=True) for audio in of]
+        sampled = iter(self._sample_all(model, wanted, group))
+        if not group.is_leader:
+            return {}
+        measured: list[tuple[float, float, float, float]] = []
+        for subject, of in zip(self._subjects, audios, strict=True):
+            videos = [self._decoded(latent) for latent in islice(sampled, len(of))]
             folder.mkdir(parents=True, exist_ok=True)
             video, strip = folder / f"{subject.key}.mp4", folder / f"{subject.key}.png"
             write_video(video, videos[0], self._fps, subject.sound)
@@ -112,6 +115,20 @@ class Previews:
             "sync/shifted": shifted,
             "sync_gain": true - max(muted, shifted),
         }
+
+    def _sample_all(
+        self, model: ActiveMind, wanted: Sequence[tuple[Subject, np.ndarray | None]], group: WorkerGroup
+    ) -> list[Tensor]:
+        """The latents of each subject with each sound, as `_sample` gives them. The workers share them out."""
+        own: list[Tensor] = []
+        for first in range(0, len(wanted), group.size):
+            number = first + group.rank
+            # FSDP's workers run the model together, so one that has nothing left to sample repeats the last
+            latents = self._sample(model, *wanted[min(number, len(wanted) - 1)], group)
+            if number < len(wanted):
+                own.append(latents)
+        parts = group.gather(own)
+        return [parts[number % group.size][number // group.size] for number in range(len(wanted))]
 
     def _probe(self, subject: Subject) -> tuple[SyncProbe, float] | None:
         """The probe of a subject, and its value for the clip itself. None where no probe can measure the clip.

@@ -144,6 +144,7 @@ class ActiveMindLearner:
             text_tokens=data.latents.max_tokens,
             cache=self._cache,
             max_bad=data.max_bad,
+            denylist=data.denylist,
         )
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:

@@ -12,6 +12,7 @@ from data_manifests.samples import one_line
 from data_manifests.storage import Storage
 from tasks.execution.run_lock import OutputError, exclusive
 from training.loop.job import Job, PhaseResult, TrainingError
+from training.loop.stopping import StopFile, passing_stops_on
 from training.loop.tracking import MLFLOW_VARIABLES
 from training.loop.trainer import train_phase
 
@@ -82,7 +83,7 @@ def _on_ray(job: Job, out: Storage, workers: int, address: str | None) -> PhaseR
             ),
         )
         try:
-            result = trainer.fit().return_value  # type: ignore[attr-defined]
+            result = passing_stops_on(lambda: trainer.fit().return_value, StopFile(job.folder))  # type: ignore[attr-defined]
         except Exception as error:  # Ray wraps the worker's exception in exceptions of several kinds
             raise TrainingError(f"phase {job.phase} failed on Ray: {_innermost(error)}") from error
     if isinstance(result, Exception):
@@ -120,7 +121,10 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
                 **({"address": address} if address else local),
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                runtime_env={"env_vars": workers_environment()},
+                runtime_env={
+                    "env_vars": workers_environment(),
+                    "worker_process_setup_hook": "training.loop.stopping.note_sigterm",
+                },
             )
         except ConnectionError as error:
             raise TrainingError(f"no Ray cluster answers at {address or 'this machine'}: {one_line(error)}") from None

@@ -209,7 +209,7 @@ def settings_of(recipe: TrainingRecipe, phase: str, dataset: str, without_defaul
     """
     settings = recipe.model_dump(
         mode="json",
-        exclude={"name": True, "run": True, "phases": True, "data": {"max_bad"}},
+        exclude={"name": True, "run": True, "phases": True, "data": {"max_bad", "denylist"}},
         exclude_defaults=without_defaults,
     )
     of_phase: PhaseSettings = recipe.phases[phase]

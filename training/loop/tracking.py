@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -59,6 +59,11 @@ class MetricsFile:
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **values}, sort_keys=True) + "\n")
+        self.flush()
+
+    def skipped(self, step: int, samples: Sequence[str]) -> None:
+        """Record a batch that was skipped at a step. samples: the clip ids for which it was not finite."""
+        self._file.write(json.dumps({"step": step, "skipped": list(samples)}, sort_keys=True) + "\n")
         self.flush()
 
     def sample(self, step: int, name: str, video: Path, strip: Path) -> None:
@@ -230,7 +235,8 @@ class Trackers:
     """
 
     def __init__(self, folder: Path, phase: str, step: int, names: Iterable[str], settings: Mapping[str, Any]) -> None:
-        self._all: list[Tracker] = [MetricsFile(folder / METRICS, step)]
+        self._file = MetricsFile(folder / METRICS, step)
+        self._all: list[Tracker] = [self._file]
         for name in names:
             if name == "tensorboard":
                 self._all.append(TensorBoardTracker(folder, step, settings))
@@ -244,6 +250,10 @@ class Trackers:
     def sample(self, step: int, name: str, video: Path, strip: Path) -> None:
         for tracker in self._all:
             tracker.sample(step, name, video, strip)
+
+    def skipped(self, step: int, samples: Sequence[str]) -> None:
+        """Record a skipped batch, in metrics.jsonl alone."""
+        self._file.skipped(step, samples)
 
     def flush(self) -> None:
         for tracker in self._all:

@@ -3,11 +3,9 @@
 import contextlib
 import logging
 import math
-import signal
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from types import FrameType
-from typing import Any, NamedTuple, NoReturn
+import time
+from collections.abc import Callable, Generator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +27,8 @@ from training.loop.parallel import (
     parallelize,
     unwrap,
 )
+from training.loop.skipped import WINDOW, MicroBatchLosses, SkippedBatches, not_finite_samples
+from training.loop.stopping import StopFile, stop_signals
 from training.loop.tracking import METRICS, RESUMED_FILES, PhaseEnd, Trackers
 
 _log = logging.getLogger(__name__)
@@ -69,13 +69,6 @@ def _check_same_settings(job: Job, before: dict[str, Any], now: dict[str, Any]) 
         )
 
 
-class _MicroBatchLosses(NamedTuple):
-    keys: Sequence[str]
-    """Clip ids."""
-    losses: Tensor
-    """[batch], each multiplied by the sample's weight, without gradient."""
-
-
 class _PhaseRun:
     """A worker's model, optimizer and data in one run of a phase, restored from the latest checkpoint.
 
@@ -103,6 +96,7 @@ class _PhaseRun:
         self._prepare_model(model)
         self._prepare_optimizer()
         self._restore(latest, progress)
+        self._saved_at = time.monotonic()
         self._loss = float("nan") if progress.get("loss") is None else progress["loss"]
         self._open_outputs()
 
@@ -143,11 +137,14 @@ class _PhaseRun:
 
     def _restore(self, latest: str | None, progress: dict[str, Any]) -> None:
         self._loader = self._learner.loader()
+        self._skipped = SkippedBatches(self._run_settings.max_skipped)
         self._step = 0
         if latest is not None:
             checkpoint.load(self._checkpoints, latest, self._state, self._group)
             self._loader.load_state_dict(progress["loader"])
             self._step = int(progress["step"])
+            if "skipped" in progress:
+                self._skipped.load_state_dict(progress["skipped"])
         self._batches: Generator[Any, None, None] = _closable(self._loader)
         self._resumed_at = self._step
 
@@ -183,15 +180,17 @@ class _PhaseRun:
         """Take steps until the phase's last one, or until a worker is asked to stop."""
         run, last_step = self._run_settings, self._job.settings.steps
         metrics = StepMetrics(self._group)
+        stop_file = StopFile(self._job.folder)
         stop = False
-        with _stop_signals() as stop_requested:
+        with stop_signals() as stop_requested:
             while self._step < last_step and not stop:
-                stop = self._take_step(metrics, stop_requested)
+                self._take_step(metrics)
+                stop, overdue = self._agree(stop_requested.is_set() or stop_file.is_there())
                 ended = self._step == last_step
                 if self._step % run.log_every == 0 or ended:
                     self._log_metrics(metrics)
                 with metrics.excluded():
-                    if stop or ended or self._step % run.checkpoint_every == 0:
+                    if stop or overdue or ended or self._step % run.checkpoint_every == 0:
                         self._save_checkpoint()
                         if report is not None:
                             report({"step": self._step, "loss": self._loss})
@@ -203,19 +202,20 @@ class _PhaseRun:
         loss = self._loss if math.isfinite(self._loss) else None
         return PhaseResult(self._job.phase, self._step, done, self._resumed_at, loss, self._started_from)
 
-    def _take_step(self, metrics: StepMetrics, stop_requested: threading.Event) -> bool:
-        """One optimizer step over a global batch. Returns whether any worker was asked to stop."""
+    def _take_step(self, metrics: StepMetrics) -> None:
+        """One optimizer step over a global batch. A batch whose loss or gradient is not finite is skipped."""
         group, optimizer_settings = self._group, self._job.recipe.optimizer
-        with metrics.waiting_for_data():
-            share = next(self._batches)
-        num_readable = float(group.sum(share.weight.sum().to(group.device, torch.float32)))
-        micro_batches = self._accumulate_gradients(share, max(num_readable, 1.0), metrics)
-        norm = gradient_norm(self._trained)
-        loss_sum = sum((losses.sum() for _, losses in micro_batches), torch.zeros((), device=group.device))
-        stop_flag = torch.tensor(float(stop_requested.is_set()), device=group.device)
-        global_loss_sum, num_stopping = group.sum(torch.stack([loss_sum.float(), stop_flag])).tolist()
-        if not math.isfinite(global_loss_sum) or not math.isfinite(float(norm)):
-            self._raise_not_finite(micro_batches)
+        while True:
+            with metrics.waiting_for_data():
+                share = next(self._batches)
+            num_readable = float(group.sum(share.weight.sum().to(group.device, torch.float32)))
+            micro_batches = self._accumulate_gradients(share, max(num_readable, 1.0))
+            norm = gradient_norm(self._trained)
+            loss_sum = sum((of.losses.sum() for of in micro_batches), torch.zeros((), device=group.device))
+            global_loss_sum = float(group.sum(loss_sum.float()))
+            if math.isfinite(global_loss_sum) and math.isfinite(float(norm)):
+                break
+            self._skip(micro_batches)
         clip_gradients(self._trained, norm, optimizer_settings.max_grad_norm)
         self._step += 1
         rate_share = optimizer_settings.share_of_rate(self._step, self._job.settings.steps)
@@ -225,10 +225,19 @@ class _PhaseRun:
         self._optimizer.zero_grad(set_to_none=True)
         self._averaged.update(self._step)
         self._loss = global_loss_sum / max(num_readable, 1.0)
+        for of in micro_batches:
+            metrics.add(of.losses, of.weights, of.sigmas, *of.work)
         metrics.step(float(norm))
-        return num_stopping > 0
 
-    def _accumulate_gradients(self, share: Any, num_readable: float, metrics: StepMetrics) -> list[_MicroBatchLosses]:
+    def _agree(self, asked_to_stop: bool) -> tuple[bool, bool]:
+        """Whether any worker was asked to stop, and whether a checkpoint is overdue by the leading worker's clock."""
+        minutes = (time.monotonic() - self._saved_at) / 60
+        overdue = self._group.is_leader and minutes >= self._run_settings.checkpoint_minutes
+        flags = torch.tensor([float(asked_to_stop), float(overdue)], device=self._group.device)
+        stop, save = self._group.sum(flags).tolist()
+        return stop > 0, save > 0
+
+    def _accumulate_gradients(self, share: Any, num_readable: float) -> list[MicroBatchLosses]:
         """Run forward and backward over this worker's share of the batch, micro-batch by micro-batch.
 
         num_readable: the global batch's samples that could be read. The step's loss is the mean over them.
@@ -236,7 +245,7 @@ class _PhaseRun:
         device, group = self._group.device, self._group
         micro_batches = share.split(self._run_settings.micro_batch or len(share))
         scale = group.size / num_readable  # group.size, because gradients are averaged over the workers
-        results: list[_MicroBatchLosses] = []
+        results: list[MicroBatchLosses] = []
         for number, batch in enumerate(micro_batches, 1):
             batch = batch.to(device)
             with gradient_sync(self._parallel_model, last=number == len(micro_batches)):
@@ -244,30 +253,28 @@ class _PhaseRun:
                     losses = self._learner.losses(self._parallel_model, batch)
                 weighted = losses.values * batch.weight
                 (weighted.sum() * scale).backward()
-            results.append(_MicroBatchLosses(batch.keys, weighted.detach()))
-            metrics.add(weighted.detach(), batch.weight, losses.sigmas, *self._learner.work(batch))
+            work = self._learner.work(batch)
+            results.append(MicroBatchLosses(batch.keys, weighted.detach(), batch.weight, losses.sigmas, work))
         for parameter in self._trained:
             if parameter.grad is None:  # no sample of this step used it
                 parameter.grad = torch.zeros_like(parameter)
         return results
 
-    def _raise_not_finite(self, micro_batches: list[_MicroBatchLosses]) -> NoReturn:
-        """Raise TrainingError with the samples whose loss is not finite, on all workers."""
-        not_finite = [
-            key
-            for keys, losses in micro_batches
-            for key, loss in zip(keys, losses.tolist(), strict=True)
-            if not math.isfinite(loss)
-        ]
-        on_all_workers = sorted(key for keys in self._group.gather(not_finite) for key in keys)
-        what = f"the loss of {_listed(on_all_workers)} is not finite"
-        if not on_all_workers:
-            all_keys = self._group.gather([key for keys, _ in micro_batches for key in keys])
-            what = f"the gradient is not finite, over {_listed(sorted(key for keys in all_keys for key in keys))}"
-        raise TrainingError(
-            f"phase {self._job.phase}, step {self._step + 1}: {what}; the step was not taken, and all checkpoints "
-            "before it are intact"
-        )
+    def _skip(self, micro_batches: list[MicroBatchLosses]) -> None:
+        """Leave out a batch that is not finite. Raises TrainingError, on all workers, when there are too many."""
+        samples, what = not_finite_samples(micro_batches, self._group)
+        self._optimizer.zero_grad(set_to_none=True)
+        too_many = self._skipped.add(self._step)
+        about = f"phase {self._job.phase}, step {self._step + 1}: {what}"
+        if too_many:
+            raise TrainingError(
+                f"{about}; more than {self._run_settings.max_skipped:.2%} of the last {WINDOW} batches were like that. "
+                "The step was not taken, and all checkpoints before it are intact. The key `skipped` in "
+                f"{self._job.folder}/{METRICS} names the samples; data.denylist excludes samples"
+            )
+        if self._trackers is not None:
+            _log.warning("%s; the batch is skipped, number %d", about, self._skipped.total)
+            self._trackers.skipped(self._step + 1, samples)
 
     # ---- outputs ----
 
@@ -278,17 +285,21 @@ class _PhaseRun:
             "loader": self._loader.state_dict(),
             "settings": self._settings,
             "started_from": self._started_from,
+            "skipped": self._skipped.state_dict(),
             **self._learner.about(self._model),
         }
         if self._trackers is not None:
             self._trackers.flush()
         self._outputs.copy()  # before the checkpoint, so that a run that resumes from it has the metrics up to it
         checkpoint.save(self._checkpoints, self._step, self._state, progress, self._run_settings.keep, self._group)
+        self._saved_at = time.monotonic()
 
     def _log_metrics(self, metrics: StepMetrics) -> None:
         values = metrics.read()
         if self._trackers is not None:
-            self._trackers.scalars(self._step, {**values, "learning_rate": self._optimizer.param_groups[0]["lr"]})
+            values["learning_rate"] = self._optimizer.param_groups[0]["lr"]
+            values["skipped_batches"] = self._skipped.total
+            self._trackers.scalars(self._step, values)
             self._outputs.copy_now_and_then(METRICS)
 
     def _sample(self) -> None:
@@ -338,32 +349,3 @@ class _PhaseRun:
 def _closable(loader: BatchStream) -> Generator[Any, None, None]:
     """The loader's batches. Closing the generator ends the loader's threads."""
     yield from loader
-
-
-def _listed(keys: Sequence[str], max_shown: int = 20) -> str:
-    more = f" and {len(keys) - max_shown} more" if len(keys) > max_shown else ""
-    return ", ".join(keys[:max_shown]) + more
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that SIGTERM or SIGINT sets. A second SIGINT raises KeyboardInterrupt.
-
-    Only a process's main thread receives signals. In another thread the event is never set.
-    """
-    stop_requested = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop_requested
-        return
-
-    def request_stop(number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and stop_requested.is_set():
-            raise KeyboardInterrupt
-        stop_requested.set()
-
-    before = {number: signal.signal(number, request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield stop_requested
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

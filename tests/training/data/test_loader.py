@@ -303,6 +303,18 @@ def test_clips_that_are_too_short_or_of_another_rate_are_left_out_and_said(
     assert other.left_out["25 frames a second, not 24"] == COUNT + 10
 
 
+def test_clips_that_the_denylist_names_are_left_out(puppets: Path, tmp_path: Path) -> None:
+    keys = [key for batch in islice(loader(puppets), 4) for key in batch.keys]
+    denied = tmp_path / "denied.txt"
+    denied.write_text(f"# not these\n{keys[0]}  # a comment\n\n{keys[5]}\nnobody\n")
+    loaded = loader(puppets, denylist=str(denied))
+    kept = [key for batch in islice(loaded, 4) for key in batch.keys]
+    assert not {keys[0], keys[5]} & set(kept)
+    assert loaded.left_out["named in the denylist"] >= 2
+    with pytest.raises(LoaderError, match=r"the denylist .*absent\.txt cannot be read"):
+        loader(puppets, denylist=str(tmp_path / "absent.txt"))
+
+
 def test_a_window_inside_a_clip_is_what_encoding_its_frames_gives(tmp_path: Path) -> None:
     """Its first latent is of its first frame alone, and its sound is that of its frames."""
     make_puppets(tmp_path, 6, 2, frames=65, silent=0.0)  # windows of silence would all be equal

@@ -21,9 +21,10 @@ from tasks.synthetic.puppet_readers import read_mouth
 from tasks.synthetic.puppet_shards import LATENTS, make_puppets
 from tasks.synthetic.puppets import opening_of
 from tests.training.data.loading import Members, loader, npy, repack, take
-from tests.training.loop.together import train_together
+from tests.training.loop.together import on_two_workers, train_together
 from training.config import TrainingRecipe
 from training.data.buckets import LoaderError
+from training.generate.previews import Previews
 from training.learners.active_mind import ActiveMindLearner, load_trained
 from training.loop import phases
 from training.loop.job import Job
@@ -129,6 +130,32 @@ def test_samples_have_picture_sound_and_a_measured_sync_gain(puppets: Path, tmp_
     by_level = {name for row in rows for name in row if name.startswith("loss/sigma_")}
     assert by_level and {*told, *by_level, "sync_gain", "sync/data"} <= set(shown.Tags()["scalars"])
     assert len(shown.Tags()["images"]) == 2
+
+
+def make_previews(group: WorkerGroup, job: Job, folder: Path) -> None:
+    """Sample the previews of new weights. Writes down how often this worker ran the network, and what was measured."""
+    model = ActiveMindLearner(job, group).model()
+    runs: list[int] = []
+    model.network.register_forward_hook(lambda *_: runs.append(1))
+    measured = Previews(job).make(model.network, 1, folder, group, None)
+    (folder / f"{group.size}-{group.rank}.json").write_text(json.dumps([len(runs), measured]))
+
+
+def test_workers_share_out_the_samples(puppets: Path, tmp_path: Path) -> None:
+    asked = job(puppets, tmp_path, samples=3)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    make_previews(WorkerGroup(), asked, tmp_path / "one")
+    on_two_workers(tmp_path, make_previews, asked, tmp_path / "two")
+    alone, first, second = (
+        json.loads((tmp_path / name).read_text()) for name in ("one/1-0.json", "two/2-0.json", "two/2-1.json")
+    )
+    # 3 clips with 3 sounds each, 2 steps a sample; of 9 samples one worker takes 5, and the other repeats the last
+    assert (alone[0], first[0], second[0]) == (18, 10, 10)
+    assert first[1] == pytest.approx(alone[1], abs=1e-4) and second[1] == {}
+    assert [path.name for path in sorted((tmp_path / "two").glob("*.mp4"))] == [
+        path.name for path in sorted((tmp_path / "one").glob("*.mp4"))
+    ]
 
 
 def test_several_speakers_train_with_their_masks(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from tests.training.loop.together import on_two_workers
 from training.learners.active_mind import ActiveMindLearner
 from training.loop import trainer
 from training.loop.job import Job
-from training.loop.metrics import StepMetrics
 from training.loop.parallel import WorkerGroup, full_tensor
 
 BASE = {"sharding": "fsdp", "bf16": True, "micro_batch": 1, "activation_checkpointing": True}
@@ -56,7 +55,7 @@ def gradients(group: WorkerGroup, job: Job, path: Path) -> None:
         patch.setattr(trainer, "gradient_sync", counted)
         share = next(run._batches)
         readable = float(group.sum(share.weight.sum().float()))
-        run._accumulate_gradients(share, readable, StepMetrics(group))
+        run._accumulate_gradients(share, readable)
         trained = {name: p for name, p in run._model.named_parameters() if p.requires_grad}
         found = {name: full_tensor(p.grad) for name, p in trained.items()}
         blocks = [sum(full_tensor(p).numel() for p in block.parameters()) for block in learner.blocks(run._model)]

@@ -118,7 +118,7 @@ def test_the_error_that_ends_a_training_is_raised_and_not_one_of_closing_it(
             return BadlyClosed(self.job, self.group)
 
     with pytest.raises(TrainingError, match="the loss of s03 is not finite"):
-        train_phase(job(tmp_path, learner=Ended), WorkerGroup())
+        train_phase(job(tmp_path, learner=Ended, max_skipped=0), WorkerGroup())
     assert "phase base was not closed properly: the loader cannot be closed" in caplog.text
 
 

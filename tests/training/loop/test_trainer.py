@@ -7,17 +7,20 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training.loop.tiny import DIM, SAMPLES, Bad, Batch, Holes, Model, Slow, Tiny, job
+from data_manifests.storage import Storage
+from tests.training.loop.tiny import DIM, SAMPLES, Bad, Batch, Data, Holes, Model, Slow, Tiny, job
 from tests.training.loop.together import train_together
-from training.loop import phases
+from training.loop import checkpoint, phases
 from training.loop.job import Job, Losses, TrainingError
 from training.loop.parallel import WorkerGroup
+from training.loop.skipped import SkippedBatches
 from training.loop.tracking import read_metrics
 from training.loop.trainer import train_phase
 
@@ -180,9 +183,9 @@ def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
 # ---- what stops it ----
 
 
-def test_a_loss_that_is_not_finite_stops_before_the_step_and_names_its_samples(tmp_path: Path) -> None:
+def test_too_many_losses_that_are_not_finite_stop_before_the_step_and_name_their_samples(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 2: the loss of s03 is not finite"):
-        train_phase(job(tmp_path, learner=Bad, micro_batch=2, checkpoint_every=1), WorkerGroup())
+        train_phase(job(tmp_path, learner=Bad, micro_batch=2, checkpoint_every=1, max_skipped=0), WorkerGroup())
     assert [path.name for path in (tmp_path / "base" / "checkpoints").iterdir()] == ["step-00000001"]
     assert not Path(phases.phase_weights_folder(tmp_path, "base")).exists()
     whole = train_phase(job(tmp_path, checkpoint_every=1), WorkerGroup())
@@ -196,7 +199,50 @@ def test_a_gradient_that_is_not_finite_stops_the_training_too(tmp_path: Path) ->
             return Losses(values + torch.sqrt(values - values.detach()), sigmas)
 
     with pytest.raises(TrainingError, match=r"step 1: the gradient is not finite, over s\d\d, s\d\d"):
-        train_phase(job(tmp_path, learner=Steep), WorkerGroup())
+        train_phase(job(tmp_path, learner=Steep, max_skipped=0), WorkerGroup())
+
+
+def test_batches_that_are_not_finite_are_skipped_counted_and_named(tmp_path: Path) -> None:
+    class GoodData(Data):
+        def __iter__(self) -> Iterator[Batch]:
+            yield from (batch for batch in super().__iter__() if "s03" not in batch.keys)
+
+    class Good(Tiny):
+        def loader(self) -> Data:
+            return GoodData(self.job, self.group)
+
+    train_phase(job(tmp_path / "good", learner=Good), WorkerGroup())
+    settings = {"learner": Bad, "max_skipped": 1.0, "log_every": 1}
+    train_phase(job(tmp_path / "whole", **settings), WorkerGroup())
+    assert files(tmp_path / "whole")[phases.WEIGHTS] == files(tmp_path / "good")[phases.WEIGHTS]
+    rows = read_metrics(tmp_path / "whole" / "base" / "metrics.jsonl")
+    named = [row for row in rows if "skipped" in row]
+    assert len(named) == rows[-1]["skipped_batches"] > 1
+    assert all(row["skipped"] == ["s03"] for row in named)
+    # a run that went on from a checkpoint has counted them once
+    train_phase(job(tmp_path / "two runs", steps=4, **settings), WorkerGroup())
+    train_phase(job(tmp_path / "two runs", **settings), WorkerGroup())
+    assert files(tmp_path / "two runs") == files(tmp_path / "whole")
+
+
+def test_their_share_is_that_of_the_latest_batches() -> None:
+    skipped = SkippedBatches(0.02)
+    assert not any(skipped.add(step) for step in (10, 20, 30, 40))  # 4 of 200
+    kept = SkippedBatches(0.02)
+    kept.load_state_dict(skipped.state_dict())
+    assert kept.add(41) and skipped.add(41)
+    assert not kept.add(1000) and kept.total == 6
+
+
+def test_a_checkpoint_is_made_after_so_many_minutes(tmp_path: Path) -> None:
+    settings = {"checkpoint_every": 100, "steps": 6, "keep": 100}
+    train_phase(job(tmp_path / "seldom", **settings), WorkerGroup())
+    train_phase(job(tmp_path / "often", learner=Slow, checkpoint_minutes=0.02 / 60, **settings), WorkerGroup())
+    made = [
+        len(checkpoint.complete_checkpoints(Storage(str(tmp_path / name / "base" / "checkpoints"))))
+        for name in ("seldom", "often")
+    ]
+    assert made == [1, 6]
 
 
 def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
