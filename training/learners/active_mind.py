@@ -107,9 +107,14 @@ class ActiveMindLearner:
                 f"latents have {channels}"
             )
         settings = self._settings.model_copy(update={"latent_scale": latent_scale or ()})
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator_for(self._recipe.seed, "weights").initial_seed())
+        with torch.device("meta"):
             return MindAndMasks(settings)
+
+    def new_weight(self, model: MindAndMasks, name: str) -> Tensor:
+        generator = generator_for(self._recipe.seed, "weights", name)
+        if name.startswith(_NETWORK):
+            return model.network.new_weight(name.removeprefix(_NETWORK), generator)
+        return model.mask_predictor.new_weight(name.removeprefix("mask_predictor."), generator)
 
     def part_of(self, name: str) -> str:
         return model.part_of(name.removeprefix(_NETWORK))

@@ -51,11 +51,16 @@ class Learner(Protocol):
     """The sha256 of the dataset manifest."""
 
     def model(self, latent_scale: tuple[float, ...] | None = None) -> nn.Module:
-        """The model on the CPU with new weights, the same on every worker. Every worker calls it.
+        """The model. Its parameters are on the meta device, without values, its buffers have theirs. Every worker calls
+        it.
 
         latent_scale: the divisor of latents of the weights that the model will be given, () for 1. None: the model
-        keeps its new weights, and the divisor is measured on the data.
+        gets new weights, and the divisor is measured on the data.
         """
+
+    def new_weight(self, model: Any, name: str) -> Tensor:
+        """The value of a parameter before any training, [as the whole parameter] float32 on the CPU. It depends only on
+        the name, the shape and the seed."""
 
     def part_of(self, name: str) -> str:
         """The part of the model that a parameter belongs to: video, text or audio."""

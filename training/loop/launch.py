@@ -102,7 +102,12 @@ def _train_on_worker(config: dict[str, Any]) -> PhaseResult | TrainingError:
     device = ray.train.torch.get_device()
     group = WorkerGroup.of_process_group(device)
     try:
-        return train_phase(config["job"], group, lambda values: ray.train.report(values))
+        return train_phase(
+            config["job"],
+            group,
+            report=lambda values: ray.train.report(values),
+            leaving=lambda: ray.train.get_preemption_info() is not None,
+        )
     except TrainingError as error:
         # All workers end here, and would again. Returned, so that Ray does not start them again as lost workers.
         return error
@@ -121,10 +126,7 @@ def _connected(address: str | None, workers: int) -> Iterator[None]:
                 **({"address": address} if address else local),
                 log_to_driver=False,
                 logging_level=logging.WARNING,
-                runtime_env={
-                    "env_vars": workers_environment(),
-                    "worker_process_setup_hook": "training.loop.stopping.note_sigterm",
-                },
+                runtime_env={"env_vars": workers_environment()},
             )
         except ConnectionError as error:
             raise TrainingError(f"no Ray cluster answers at {address or 'this machine'}: {one_line(error)}") from None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
 Sharding = Literal["ddp", "fsdp"]
@@ -98,10 +99,9 @@ def parallelize(
     group: WorkerGroup,
     sharding: Sharding,
     units: Iterable[nn.Module],
+    fill: Callable[[nn.Module], None],
 ) -> nn.Module:
-    """Move the model to this worker's device and connect it to the other workers' copies.
-
-    The model must have the same weights on every worker.
+    """Give the model weights on this worker's device, and connect it to the other workers' copies.
 
     ddp: each worker keeps the whole model.
     fsdp (FSDP2): each worker keeps a part of every parameter, gradient and optimizer state.
@@ -109,30 +109,36 @@ def parallelize(
     Both exchange weights and gradients in float32. A layer that multiplies in bfloat16 rounds its weights itself
     (autocast), so norms and modulation need no units of their own.
 
+    model: its parameters are on the meta device, so that no worker ever holds the whole model. Its buffers have values.
     units: the modules that FSDP2 gathers as one unit, from the inside out: blocks, and every module that is also called
     by itself. Each of them must run in every forward pass.
+    fill: gives the parameters their values, each worker those that it holds (`local_tensor`, `place_of`).
 
     Returns: the module to call.
     """
-    if group.size == 1:
-        return model.to(group.device)
-    if sharding == "ddp":
-        model.to(group.device)
-        ids = [group.device] if group.device.type == "cuda" else None
-        return DistributedDataParallel(
-            model,
-            device_ids=ids,
-            broadcast_buffers=False,  # they are constants
-            find_unused_parameters=True,  # such as those of a layer that a step does not need
-            gradient_as_bucket_view=True,
-        )
-    mesh = init_device_mesh(group.device.type, (group.size,))
-    for unit in units:
-        fully_shard(unit, mesh=mesh)
-    # The root unit is resharded after the forward pass too. Otherwise sampling between two steps would leave its
-    # gathered weights in place.
-    fully_shard(model, mesh=mesh, reshard_after_forward=True)
-    return model
+    shards = group.size > 1 and sharding == "fsdp"
+    if shards:
+        mesh = init_device_mesh(group.device.type, (group.size,))
+        for unit in units:
+            fully_shard(unit, mesh=mesh)
+        # The root unit is resharded after the forward pass too. Otherwise sampling between two steps would leave its
+        # gathered weights in place.
+        fully_shard(model, mesh=mesh, reshard_after_forward=True)
+    buffers = dict(model.named_buffers())
+    model.to_empty(device=group.device)
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            buffer.copy_(buffers[name])
+        fill(model)
+    if group.size == 1 or shards:
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=[group.device] if group.device.type == "cuda" else None,
+        broadcast_buffers=False,  # they are constants
+        find_unused_parameters=True,  # such as those of a layer that a step does not need
+        gradient_as_bucket_view=True,
+    )
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -162,6 +168,14 @@ def gradient_sync(model: nn.Module, last: bool) -> Iterator[None]:
 def local_tensor(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor that this worker holds. Other tensors are returned as they are."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def place_of(tensor: Tensor) -> tuple[slice, ...]:
+    """Where this worker's part lies in the whole tensor: the index that cuts it out."""
+    if not isinstance(tensor, DTensor):
+        return tuple(slice(0, size) for size in tensor.shape)
+    sizes, begins = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return tuple(slice(begin, begin + size) for begin, size in zip(begins, sizes, strict=True))
 
 
 def full_tensor(tensor: Tensor) -> Tensor:

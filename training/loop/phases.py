@@ -1,25 +1,28 @@
 """The weights that a phase starts from and the weights that it leaves, as safetensors files with their history."""
 
+import contextlib
 import functools
 import hashlib
 import json
 import math
 import shutil
-from collections.abc import Callable, Mapping
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 from torch import Tensor
 
 from data_manifests.storage import Storage, local_copy
 from training.config import PARTS, PhaseSettings, TrainingRecipe
+from training.loop.parallel import WorkerGroup, full_tensor
 
 WEIGHTS, AVERAGED, ABOUT = "model.safetensors", "averaged.safetensors", "weights.json"
 
-Weights = dict[str, Tensor]
+Weights = Mapping[str, Tensor]
 PartOf = Callable[[str], str]  # parameter name -> its part, one of PARTS
 Counterpart = Callable[[str, str], str | None]  # (parameter name, part) -> the corresponding parameter of that part
 
@@ -33,45 +36,97 @@ def phase_weights_folder(out: Path | str, phase: str) -> str:
     return f"{out}/{phase}/weights"
 
 
-def starting_weights(
-    own: Weights, phase: str, recipe: TrainingRecipe, out: Path | str, part_of: PartOf, counterpart: Counterpart
-) -> Weights:
-    """The weights that a phase starts from, part by part, as its `weights` say.
+class StartingWeights:
+    """The weights that a phase starts from, part by part, as its `weights` say. They are read piece by piece.
 
     Earlier phases give their averaged weights. A part that starts from another part takes the weights of the
-    corresponding parameters.
-
-    own: the new model's weights. Parts that are "new" keep them, and so do parameters without a counterpart in the part
+    corresponding parameters. Parts that are "new" have none here, nor have parameters without a counterpart in the part
     that they start from.
 
-    Raises PhaseError when an earlier phase has not ended, or its weights do not fit the model.
+    A context manager, which closes the files.
+
+    shapes: of the model's parameters, by name. Raises PhaseError when an earlier phase has not ended, or its weights do
+    not fit the model.
     """
-    files: dict[str, tuple[str, Weights]] = {}
-    started: Weights = {}
-    faults: list[str] = []
-    for name, value in own.items():
-        part = part_of(name)
-        origin, other_part = split_origin(recipe.phases[phase].weights[part])  # type: ignore[index]
-        if origin == "new":
-            started[name] = value
-            continue
-        if origin not in files:
-            files[origin] = _open(origin, phase, out)
-        path, weights = files[origin]
-        origin_name = name if other_part in (None, part) else counterpart(name, str(other_part))
-        if origin_name is None:
-            started[name] = value
-        elif origin_name not in weights:
-            faults.append(f"{path}: has no {origin_name}")
-        elif weights[origin_name].shape != value.shape:
-            shapes = f"{origin_name} is {list(weights[origin_name].shape)}, the model's {name} is {list(value.shape)}"
-            faults.append(f"{path}: {shapes}")
-        else:
-            started[name] = weights[origin_name].to(value.dtype)
-    if faults:
-        shown = faults[:5] + ([f"... and {len(faults) - 5} more"] if len(faults) > 5 else [])
-        raise PhaseError(f"phase {phase} cannot start: these are weights of another model\n" + "\n".join(shown))
-    return started
+
+    def __init__(
+        self,
+        shapes: Mapping[str, Sequence[int]],
+        phase: str,
+        recipe: TrainingRecipe,
+        out: Path | str,
+        part_of: PartOf,
+        counterpart: Counterpart,
+    ) -> None:
+        self._phase, self._out = phase, out
+        self._closing = contextlib.ExitStack()
+        self._origins: dict[str, tuple[str, Any, str]] = {}  # address, open file, name in it
+        opened: dict[str, tuple[str, Any, set[str]]] = {}
+        faults: list[str] = []
+        try:
+            for name, shape in shapes.items():
+                part = part_of(name)
+                origin, other_part = split_origin(recipe.phases[phase].weights[part])  # type: ignore[index]
+                origin_name = name if other_part in (None, part) else counterpart(name, str(other_part))
+                if origin == "new":
+                    continue
+                if origin not in opened:
+                    opened[origin] = self._open(origin)
+                if origin_name is None:
+                    continue
+                address, file, names = opened[origin]
+                if origin_name not in names:
+                    faults.append(f"{address}: has no {origin_name}")
+                elif (there := list(file.get_slice(origin_name).get_shape())) != list(shape):
+                    faults.append(f"{address}: {origin_name} is {there}, the model's {name} is {list(shape)}")
+                else:
+                    self._origins[name] = (address, file, origin_name)
+            if faults:
+                shown = faults[:5] + ([f"... and {len(faults) - 5} more"] if len(faults) > 5 else [])
+                raise PhaseError(f"phase {phase} cannot start: these are weights of another model\n" + "\n".join(shown))
+        except BaseException:
+            self._closing.close()
+            raise
+
+    def __enter__(self) -> "StartingWeights":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.close()
+
+    def piece(self, name: str, place: tuple[slice, ...]) -> Tensor | None:
+        """The rows, columns and so on of a parameter that `place` names, on the CPU. None for a parameter that keeps
+        its new value."""
+        if name not in self._origins:
+            return None
+        address, file, origin_name = self._origins[name]
+        with self._readable(address):
+            found: Tensor = file.get_slice(origin_name)[place]
+        return found
+
+    def _open(self, origin: str) -> tuple[str, Any, set[str]]:
+        is_file = origin.endswith(".safetensors")
+        address = origin if is_file else f"{phase_weights_folder(self._out, origin)}/{AVERAGED}"
+        try:
+            # weights without a weights.json are not completely written yet
+            if not is_file and about_weights(self._out, origin) is None:
+                raise FileNotFoundError
+            with self._readable(address):
+                path = self._closing.enter_context(local_copy(address))
+                file = self._closing.enter_context(safe_open(path, framework="pt"))
+        except FileNotFoundError:
+            missing = "there is no such file" if is_file else f"train phase {origin} first"
+            raise PhaseError(f"phase {self._phase} starts from {address}: {missing}") from None
+        return address, file, set(file.keys())
+
+    @contextlib.contextmanager
+    def _readable(self, address: str) -> Iterator[None]:
+        try:
+            yield
+        except FileNotFoundError:
+            raise
+        except (OSError, SafetensorError) as error:
+            raise PhaseError(f"phase {self._phase} starts from {address}: it cannot be read: {error}") from None
 
 
 def starting_scale(phase: str, recipe: TrainingRecipe, out: Path | str) -> tuple[float, ...] | None:
@@ -128,56 +183,79 @@ def split_origin(origin: str) -> tuple[str, str | None]:
     return name, part or None
 
 
-def _open(origin: str, phase: str, out: Path | str) -> tuple[str, Weights]:
-    is_file = origin.endswith(".safetensors")
-    address = origin if is_file else f"{phase_weights_folder(out, origin)}/{AVERAGED}"
-    try:
-        if not is_file and about_weights(out, origin) is None:  # weights without it are not completely written yet
-            raise FileNotFoundError
-        return address, read_weights(address)
-    except FileNotFoundError:
-        missing = "there is no such file" if is_file else f"train phase {origin} first"
-        raise PhaseError(f"phase {phase} starts from {address}: {missing}") from None
-    except (OSError, SafetensorError) as error:
-        raise PhaseError(f"phase {phase} starts from {address}: it cannot be read: {error}") from None
-
-
-def read_weights(address: str) -> Weights:
+def read_weights(address: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file, on the CPU. Raises OSError, SafetensorError."""
     with local_copy(address) as path:
         return load_file(path)
 
 
-def part_hashes(weights: Mapping[str, Tensor], part_of: PartOf) -> dict[str, str]:
-    """A sha256 of each part, over the names, types, shapes and bytes of its parameters."""
+def part_hashes(weights: Mapping[str, Tensor], part_of: PartOf, group: WorkerGroup | None = None) -> dict[str, str]:
+    """A sha256 of each part, over the names, types, shapes and bytes of its parameters.
+
+    group: the workers over which the weights are sharded. Every one calls it, and one parameter at a time is gathered.
+    """
     digests = {part: hashlib.sha256() for part in PARTS}
     for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
-        digest = digests[part_of(name)]
-        digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
-        digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
-    return {part: digest.hexdigest() for part, digest in digests.items()}
+        value = full_tensor(weights[name].detach())
+        if group is None or group.is_leader:
+            value = value.cpu().contiguous()
+            digest = digests[part_of(name)]
+            digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
+            digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    hashes = {part: digest.hexdigest() for part, digest in digests.items()}
+    return hashes if group is None else cast(dict[str, str], group.gather(hashes)[0])
 
 
-def write_weights(out: Path | str, phase: str, model: Weights, averaged: Weights, about: Mapping[str, Any]) -> None:
+def write_weights(
+    out: Path | str,
+    phase: str,
+    model: Weights,
+    averaged: Weights,
+    about: Mapping[str, Any],
+    group: WorkerGroup | None = None,
+) -> None:
     """Write a phase's weights and their weights.json, completely or not at all.
 
     On a file system they are written to another folder, which is renamed in the end. In an object store weights.json is
     removed first and written last.
+
+    group: the workers over which the weights are sharded. Every one calls it, and the leading one writes.
     """
+    writes = group is None or group.is_leader
     folder = Storage(phase_weights_folder(out, phase))
     writing_to = Storage(f"{out}/{phase}/.weights.tmp") if folder.is_local else folder
-    if folder.is_local:
+    if writes and folder.is_local:
         shutil.rmtree(writing_to.root, ignore_errors=True)
-    else:
+    elif writes:
         folder.remove(ABOUT)
     for name, weights in ((WEIGHTS, model), (AVERAGED, averaged)):
-        plain = {key: value.detach().cpu().contiguous() for key, value in weights.items()}
-        writing_to.write(name, functools.partial(save_file, plain))
+        if writes:
+            writing_to.write(name, functools.partial(_save, weights))
+        else:
+            for key in sorted(weights):
+                full_tensor(weights[key].detach())  # the leading worker gathers it
+    if not writes:
+        return
     writing_to.write_bytes(ABOUT, (json.dumps(dict(about), sort_keys=True, indent=1) + "\n").encode())
     if folder.is_local:
         shutil.rmtree(folder.root, ignore_errors=True)
         Path(writing_to.root).rename(folder.root)
+
+
+def _save(weights: Weights, path: Path) -> None:
+    """Write float32 weights as a safetensors file, as safetensors.torch.save_file does. That would need all of them in
+    memory; this has one tensor at a time."""
+    header, end = {}, 0
+    for name in sorted(weights):
+        begin, end = end, end + 4 * weights[name].numel()
+        header[name] = {"dtype": "F32", "shape": list(weights[name].shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for name in sorted(weights):
+            value = full_tensor(weights[name].detach()).float().cpu().contiguous()
+            file.write(value.reshape(-1).view(torch.uint8).numpy().data)
 
 
 def about_weights(out: Path | str, phase: str) -> dict[str, Any] | None:

@@ -1,8 +1,8 @@
 """How a training is asked to stop, in this process or on Ray.
 
-A process hears SIGTERM and SIGINT in its main thread alone. On Ray the training loop runs in another thread, so each
-worker installs `note_sigterm` when it starts. The process that started the training passes its own signals on through
-a file in the phase's folder, which all workers share.
+A process hears SIGTERM and SIGINT in its main thread alone. On Ray the training loop runs in another thread of another
+process. So the process that started the training passes its signals on through a file in the phase's folder, which all
+workers share.
 """
 
 import contextlib
@@ -18,44 +18,21 @@ from typing import Any, TypeVar
 from data_manifests.storage import Storage
 
 _STOP_FILE = "stop"
-_LOOK_EVERY_S = 5.0  # at the file: a step may take milliseconds, and a store takes money for each request
+LOOK_EVERY_S = 5.0  # a step may take milliseconds, and a store takes money for each request
 
 ResultT = TypeVar("ResultT")
-
-_sigterm = threading.Event()  # set by the handler that `note_sigterm` installs
-_at_work = threading.Event()  # set while a phase is trained in this process
-
-
-def note_sigterm() -> None:
-    """Note SIGTERM while a phase is trained, instead of ending at once. Ray calls it in each worker's main thread."""
-    before = signal.getsignal(signal.SIGTERM)
-
-    def note(number: int, frame: FrameType | None) -> None:
-        if _at_work.is_set():
-            _sigterm.set()
-        elif callable(before):
-            before(number, frame)
-        else:
-            raise SystemExit(128 + number)
-
-    signal.signal(signal.SIGTERM, note)
 
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[threading.Event]:
     """An event that SIGTERM or SIGINT sets. A second SIGINT raises KeyboardInterrupt.
 
-    In a thread other than the main one, it is the event of `note_sigterm`.
+    In a thread other than the main one, which hears no signals, the event is never set.
     """
-    if threading.current_thread() is not threading.main_thread():
-        _sigterm.clear()
-        _at_work.set()
-        try:
-            yield _sigterm
-        finally:
-            _at_work.clear()
-        return
     stop_requested = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop_requested
+        return
 
     def request_stop(number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT and stop_requested.is_set():
@@ -87,7 +64,7 @@ class StopFile:
         """Whether the file is there. It looks every few seconds only. A store that does not answer is asked again."""
         if time.monotonic() < self._look_at:
             return False
-        self._look_at = time.monotonic() + _LOOK_EVERY_S
+        self._look_at = time.monotonic() + LOOK_EVERY_S
         with contextlib.suppress(OSError):
             return self._folder.exists(_STOP_FILE)
         return False

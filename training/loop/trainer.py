@@ -8,8 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch import nn
 
 from data_manifests.storage import Storage
 from training.loop import checkpoint, phases
@@ -21,14 +20,15 @@ from training.loop.parallel import (
     WorkerGroup,
     autocast,
     clip_gradients,
-    full_tensor,
     gradient_norm,
     gradient_sync,
+    local_tensor,
     parallelize,
+    place_of,
     unwrap,
 )
 from training.loop.skipped import WINDOW, MicroBatchLosses, SkippedBatches, not_finite_samples
-from training.loop.stopping import StopFile, stop_signals
+from training.loop.stopping import LOOK_EVERY_S, StopFile, stop_signals
 from training.loop.tracking import METRICS, RESUMED_FILES, PhaseEnd, Trackers
 
 _log = logging.getLogger(__name__)
@@ -36,10 +36,14 @@ _log = logging.getLogger(__name__)
 ReportCheckpoint = Callable[[dict[str, float]], None]  # takes the step and the loss of a checkpoint
 
 
-def train_phase(job: Job, group: WorkerGroup, report: ReportCheckpoint | None = None) -> PhaseResult:
+def train_phase(
+    job: Job, group: WorkerGroup, report: ReportCheckpoint | None = None, leaving: Callable[[], bool] | None = None
+) -> PhaseResult:
     """Train a phase to its end, resuming from its latest checkpoint if there is one. Every worker calls it.
 
     report: called on every worker at each checkpoint.
+    leaving: called on every worker every few seconds; the same on every worker. Once it is True, since a machine will
+    be taken away, a checkpoint is made.
 
     Raises TrainingError, phases.PhaseError, checkpoint.CheckpointError and anything that the loader raises.
     """
@@ -52,7 +56,7 @@ def train_phase(job: Job, group: WorkerGroup, report: ReportCheckpoint | None = 
             step, loss = finished["step"], finished["loss"]
             return PhaseResult(job.phase, step, True, step, loss, finished["started_from"])
     with _PhaseRun(job, group, learner, settings) as run:
-        return run.train(report)
+        return run.train(report, leaving)
 
 
 def _check_same_settings(job: Job, before: dict[str, Any], now: dict[str, Any]) -> None:
@@ -86,40 +90,52 @@ class _PhaseRun:
         progress = checkpoint.read_progress(self._checkpoints, latest) if latest else {}
         if latest is None:
             model = learner.model(phases.starting_scale(job.phase, job.recipe, job.out))
-            self._started_from = self._set_starting_weights(model)
         else:
             _check_same_settings(job, progress["settings"], settings)
             model = learner.model(phases.latent_scale_in(progress))
-            self._started_from = progress["started_from"]
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(learner.part_of(name) in job.settings.train)
-        self._prepare_model(model)
+        self._prepare_model(model, is_new=latest is None)
+        self._started_from = self._origins() if latest is None else progress["started_from"]
         self._prepare_optimizer()
         self._restore(latest, progress)
-        self._saved_at = time.monotonic()
+        self._saved_at = self._looked_at = time.monotonic()
         self._loss = float("nan") if progress.get("loss") is None else progress["loss"]
         self._open_outputs()
 
-    def _set_starting_weights(self, model: nn.Module) -> dict[str, Any]:
-        """Give the model the weights that the phase starts from. Returns their origin and sha256, by part."""
-        job, learner = self._job, self._learner
-        own = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        weights = phases.starting_weights(own, job.phase, job.recipe, job.out, learner.part_of, learner.counterpart)
-        with torch.no_grad():
-            for name, value in weights.items():
-                own[name].copy_(value)
-        hashes = phases.part_hashes(own, learner.part_of)
-        return {part: {"origin": origin, "sha256": hashes[part]} for part, origin in job.settings.weights.items()}
-
-    def _prepare_model(self, model: nn.Module) -> None:
+    def _prepare_model(self, model: nn.Module, is_new: bool) -> None:
         learner, run, group = self._learner, self._run_settings, self._group
         if run.activation_checkpointing:
             learner.enable_activation_checkpointing(model)
         if run.compile:
             for block in learner.blocks(model):
                 block.compile()
-        self._parallel_model = parallelize(model, group, run.sharding, learner.units(model))
+
+        def keep_empty(_model: nn.Module) -> None:
+            """The checkpoint gives the weights."""
+
+        fill = self._fill if is_new else keep_empty
+        self._parallel_model = parallelize(model, group, run.sharding, learner.units(model), fill)
         self._model = unwrap(self._parallel_model)
+
+    def _fill(self, model: nn.Module) -> None:
+        """Give the parameters the values that the phase starts from: each worker reads or draws one parameter after the
+        other, and keeps its part."""
+        job, learner, own = self._job, self._learner, dict(model.named_parameters())
+        shapes = {name: parameter.shape for name, parameter in own.items()}
+        with phases.StartingWeights(
+            shapes, job.phase, job.recipe, job.out, learner.part_of, learner.counterpart
+        ) as starting:
+            for name, parameter in own.items():
+                place = place_of(parameter)
+                value = starting.piece(name, place)
+                local_tensor(parameter).copy_(learner.new_weight(model, name)[place] if value is None else value)
+
+    def _origins(self) -> dict[str, Any]:
+        """The origin and sha256 of the weights that the phase starts from, by part."""
+        hashes = phases.part_hashes(dict(self._model.named_parameters()), self._learner.part_of, self._group)
+        origins = self._job.settings.weights.items()
+        return {part: {"origin": origin, "sha256": hashes[part]} for part, origin in origins}
 
     def _prepare_optimizer(self) -> None:
         settings = self._job.recipe.optimizer
@@ -176,11 +192,11 @@ class _PhaseRun:
 
     # ---- the loop ----
 
-    def train(self, report: ReportCheckpoint | None) -> PhaseResult:
+    def train(self, report: ReportCheckpoint | None, leaving: Callable[[], bool] | None) -> PhaseResult:
         """Take steps until the phase's last one, or until a worker is asked to stop."""
         run, last_step = self._run_settings, self._job.settings.steps
         metrics = StepMetrics(self._group)
-        stop_file = StopFile(self._job.folder)
+        stop_file, self._leaving = StopFile(self._job.folder), leaving
         stop = False
         with stop_signals() as stop_requested:
             while self._step < last_step and not stop:
@@ -230,12 +246,19 @@ class _PhaseRun:
         metrics.step(float(norm))
 
     def _agree(self, asked_to_stop: bool) -> tuple[bool, bool]:
-        """Whether any worker was asked to stop, and whether a checkpoint is overdue by the leading worker's clock."""
-        minutes = (time.monotonic() - self._saved_at) / 60
-        overdue = self._group.is_leader and minutes >= self._run_settings.checkpoint_minutes
-        flags = torch.tensor([float(asked_to_stop), float(overdue)], device=self._group.device)
-        stop, save = self._group.sum(flags).tolist()
-        return stop > 0, save > 0
+        """Whether any worker was asked to stop, and whether a checkpoint is due now, by the leading worker's clock or
+        because a machine will be taken away."""
+        now, leads = time.monotonic(), self._group.is_leader
+        overdue = leads and now - self._saved_at >= 60 * self._run_settings.checkpoint_minutes
+        looks = leads and self._leaving is not None and now - self._looked_at >= LOOK_EVERY_S
+        flags = torch.tensor([asked_to_stop, overdue, looks], dtype=torch.float32, device=self._group.device)
+        stop, save, look = (flag > 0 for flag in self._group.sum(flags).tolist())
+        if look and self._leaving is not None and self._leaving():
+            self._leaving = None  # one checkpoint is enough
+            save = True
+        if look:
+            self._looked_at = now
+        return stop, save
 
     def _accumulate_gradients(self, share: Any, num_readable: float) -> list[MicroBatchLosses]:
         """Run forward and backward over this worker's share of the batch, micro-batch by micro-batch.
@@ -314,21 +337,13 @@ class _PhaseRun:
 
     def _write_weights(self) -> None:
         """Write the finished phase's weights. Every worker calls it, and the leading one writes."""
-        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        state: dict[str, Tensor] = get_model_state_dict(self._model, options=options)  # type: ignore[assignment]
-        averaged = {}
-        for name, value in self._averaged.weights.items():
-            whole = full_tensor(value)
-            if self._group.is_leader:
-                averaged[name] = whole.cpu()
-        if self._group.is_leader:
-            model = {name: state[name] for name, _ in self._model.named_parameters()}
-            about = self._about_weights(model, averaged)
-            phases.write_weights(self._job.out, self._job.phase, model, averaged, about)
+        model, averaged = dict(self._model.named_parameters()), self._averaged.weights
+        about = self._about_weights(model, averaged)
+        phases.write_weights(self._job.out, self._job.phase, model, averaged, about, self._group)
         self._group.barrier()
 
-    def _about_weights(self, model: dict[str, Tensor], averaged: dict[str, Tensor]) -> dict[str, Any]:
-        recipe, part_of = self._job.recipe, self._learner.part_of
+    def _about_weights(self, model: phases.Weights, averaged: phases.Weights) -> dict[str, Any]:
+        recipe, part_of, group = self._job.recipe, self._learner.part_of, self._group
         return {
             "recipe": {"name": recipe.name, "hash": recipe.digest()},
             "model": recipe.model,
@@ -340,8 +355,8 @@ class _PhaseRun:
             **self._learner.about(self._model),
             "started_from": self._started_from,
             "parts": {
-                phases.WEIGHTS: phases.part_hashes(model, part_of),
-                phases.AVERAGED: phases.part_hashes(averaged, part_of),
+                phases.WEIGHTS: phases.part_hashes(model, part_of, group),
+                phases.AVERAGED: phases.part_hashes(averaged, part_of, group),
             },
         }
 

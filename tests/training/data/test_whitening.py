@@ -11,6 +11,7 @@ from tasks.stages.latents.codec import CosineCodec
 from tasks.synthetic.puppet_shards import LATENTS, make_puppets
 from tasks.synthetic.puppets import Puppet
 from tests.training.data.loading import Members, repack
+from tests.training.new_model import new_model
 from training.config import TrainingRecipe, load_training
 from training.data.buckets import LoaderError
 from training.data.whitening import channel_rms, latent_scale
@@ -62,7 +63,7 @@ def test_the_network_takes_what_it_is_given_by_the_scale_in_its_settings(
     manifest: Path, tmp_path: Path, power: float | None
 ) -> None:
     learner = ActiveMindLearner(Job(recipe(power), "main", str(manifest), tmp_path, ActiveMindLearner), WorkerGroup())
-    model = learner.model()
+    model = new_model(learner)
     network = model.network
     latents = next(iter(learner.loader())).latents
     scale = torch.tensor(network.settings.latent_scale or [1.0] * LATENTS.channels)[:, None, None, None]
@@ -77,7 +78,7 @@ def test_a_sampled_clip_is_in_the_codecs_numbers(
 ) -> None:
     """With a network that knows the clip, sampling returns the clip in the codec's scale."""
     learner = ActiveMindLearner(Job(recipe(0.75), "main", str(manifest), tmp_path, ActiveMindLearner), WorkerGroup())
-    network = learner.model().network
+    network = new_model(learner).network
     codec, puppet = CosineCodec(LATENTS.channels), Puppet.of(4, 1)
     clip = torch.from_numpy(np.stack([e.latent for e in codec.encode(puppet.pictures)], axis=1))[None]
     reference = reference_latent(codec, puppet.pictures[0])[None]

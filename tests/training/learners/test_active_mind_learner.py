@@ -22,6 +22,7 @@ from tasks.synthetic.puppet_shards import LATENTS, make_puppets
 from tasks.synthetic.puppets import opening_of
 from tests.training.data.loading import Members, loader, npy, repack, take
 from tests.training.loop.together import on_two_workers, train_together
+from tests.training.new_model import new_model
 from training.config import TrainingRecipe
 from training.data.buckets import LoaderError
 from training.generate.previews import Previews
@@ -86,7 +87,7 @@ def test_phases_of_the_real_model_start_where_they_should(puppets: Path, tmp_pat
     assert began["main"]["text"] == began["warmup"]["text"]
     assert began["main"]["audio"] != began["warmup"]["audio"]
     base = load_file(Path(phases.phase_weights_folder(tmp_path, "base")) / phases.AVERAGED)
-    new = dict(ActiveMindLearner(job(puppets, tmp_path), WorkerGroup()).model().named_parameters())
+    new = dict(new_model(ActiveMindLearner(job(puppets, tmp_path), WorkerGroup())).named_parameters())
     learner = ActiveMindLearner(job(puppets, tmp_path), WorkerGroup())
     copied = 0
     for name in new:
@@ -134,7 +135,7 @@ def test_samples_have_picture_sound_and_a_measured_sync_gain(puppets: Path, tmp_
 
 def make_previews(group: WorkerGroup, job: Job, folder: Path) -> None:
     """Sample the previews of new weights. Writes down how often this worker ran the network, and what was measured."""
-    model = ActiveMindLearner(job, group).model()
+    model = new_model(ActiveMindLearner(job, group))
     runs: list[int] = []
     model.network.register_forward_hook(lambda *_: runs.append(1))
     measured = Previews(job).make(model.network, 1, folder, group, None)
@@ -166,7 +167,7 @@ def test_several_speakers_train_with_their_masks(tmp_path: Path) -> None:
     told = read_metrics(tmp_path / "out" / "base" / "metrics.jsonl")[-1]
     assert 0.8 < told["sync/data"] <= 1 and -1 <= told["sync_gain"] <= 1
     after = load_file(Path(phases.phase_weights_folder(tmp_path / "out", "base")) / phases.WEIGHTS)
-    before = dict(ActiveMindLearner(job(tmp_path / "two", tmp_path), WorkerGroup()).model().named_parameters())
+    before = dict(new_model(ActiveMindLearner(job(tmp_path / "two", tmp_path), WorkerGroup())).named_parameters())
     assert not torch.equal(after["mask_predictor.token.weight"], before["mask_predictor.token.weight"])
 
 

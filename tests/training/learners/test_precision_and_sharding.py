@@ -12,6 +12,7 @@ from torch.distributed.fsdp import FSDPModule
 from tasks.synthetic.puppet_shards import make_puppets
 from tests.training.learners.test_active_mind_learner import job
 from tests.training.loop.together import on_two_workers
+from tests.training.new_model import new_model
 from training.learners.active_mind import ActiveMindLearner
 from training.loop import trainer
 from training.loop.job import Job
@@ -82,7 +83,7 @@ def test_previews_are_sampled_in_the_precision_of_the_training(
     puppets: Path, tmp_path: Path, bf16: bool | None, expected: torch.dtype
 ) -> None:
     learner = ActiveMindLearner(job(puppets, tmp_path, bf16=bf16, samples=1), WorkerGroup())
-    model, found = learner.model(), set()
+    model, found = new_model(learner), set()
     model.network.blocks[0].video.qkv.register_forward_hook(lambda _module, _inputs, out: found.add(out.dtype))
     learner.sample(model, 1, tmp_path / "samples", None)
     assert found == {expected} and list((tmp_path / "samples").glob("*.mp4"))

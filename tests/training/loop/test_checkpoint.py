@@ -157,6 +157,15 @@ def test_weights_can_come_from_a_file(tmp_path: Path) -> None:
     assert not any(part(name) == "text" for name in same)
 
 
+def test_weights_are_written_as_safetensors_does(tmp_path: Path) -> None:
+    shapes = {"blocks.10.weight": (3, 2), "blocks.9.weight": (5,), "scalar": (), "none": (0, 4), "name é": (1,)}
+    made = {name: torch.randn(shape) for name, shape in shapes.items()}
+    phases.write_weights(tmp_path, "base", made, made, {})
+    save_file(made, tmp_path / "theirs.safetensors")
+    ours = Path(phases.phase_weights_folder(tmp_path, "base"), phases.WEIGHTS)
+    assert ours.read_bytes() == (tmp_path / "theirs.safetensors").read_bytes()
+
+
 def test_a_parts_hash_covers_every_bit_of_it() -> None:
     own = {"blocks.0.text.weight": torch.ones(2, 3), "head.weight": torch.zeros(3)}
     hashes = phases.part_hashes(own, part)

@@ -1,6 +1,7 @@
 """A phase trains the same in this process and on Ray's workers, even if one of them is killed."""
 
 import contextlib
+import json
 import random
 import shutil
 import signal
@@ -77,15 +78,20 @@ def test_a_worker_of_ray_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path
     assert [row["step"] for row in read_metrics(tmp_path / "two" / "base" / "metrics.jsonl")] == [2, 4, 6, 8, 10]
 
 
-def start_on_ray(out: Path, workers: int) -> "subprocess.Popen[bytes]":
-    return subprocess.Popen([sys.executable, "-m", "tests.training.loop.test_launch", out, str(workers)], cwd=ROOT)
+def start_on_ray(out: Path, workers: int, steps: int = STEPS) -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "tests.training.loop.test_launch", out, str(workers), str(steps)]
+    return subprocess.Popen(command, cwd=ROOT)
+
+
+def wait_for(process: "subprocess.Popen[bytes]", out: Path, step: int) -> None:
+    while max((row["step"] for row in read_metrics(out / "base" / "metrics.jsonl")), default=0) < step:
+        assert process.poll() is None, "the run ended by itself"
+        time.sleep(0.005)
 
 
 def kill_at(process: "subprocess.Popen[bytes]", out: Path, step: int) -> None:
     """SIGKILL the run, its Ray and all workers at once, like a power cut."""
-    while max((row["step"] for row in read_metrics(out / "base" / "metrics.jsonl")), default=0) < step:
-        assert process.poll() is None, "the run ended by itself"
-        time.sleep(0.005)
+    wait_for(process, out, step)
     everybody = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for one in everybody:
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -117,6 +123,21 @@ def test_a_run_on_ray_that_is_killed_ends_bit_for_bit_as_an_undisturbed_one(tmp_
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
+def test_a_run_on_ray_that_is_asked_to_stop_keeps_its_last_step(tmp_path: Path) -> None:
+    process = start_on_ray(tmp_path, 2, steps=5000)
+    wait_for(process, tmp_path, 4)
+    process.terminate()
+    assert process.wait(120) == 0
+    outcome = json.loads((tmp_path / "outcome.json").read_text())
+    assert 4 <= outcome["step"] < 5000 and not outcome["done"]
+    newest = sorted(path.name for path in (tmp_path / "base" / "checkpoints").glob("step-*"))[-1]
+    assert newest == f"step-{outcome['step']:08d}"
+    assert read_metrics(tmp_path / "base" / "metrics.jsonl")[-1]["step"] == outcome["step"]
+    assert not (tmp_path / "base" / "stop").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_workers_of_ray_train_into_an_object_store(tmp_path: Path, s3_folder: str) -> None:
     launch(job(tmp_path, steps=6))
     assert launch(job(s3_folder, steps=6), workers=2).done
@@ -143,7 +164,11 @@ def test_a_worker_that_is_lost_too_often_ends_the_training(tmp_path: Path) -> No
 
 
 if __name__ == "__main__":
-    import ray
+    mine = job(Path(sys.argv[1]), learner=Slow, steps=int(sys.argv[3]), log_every=1)
+    workers = int(sys.argv[2])
+    if workers == 1:  # which would train in this process where no address is given
+        import ray
 
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)  # so that a single worker runs on Ray too
-    launch(job(Path(sys.argv[1]), learner=Slow, steps=STEPS, log_every=1), workers=int(sys.argv[2]), ray="auto")
+        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+    ended = launch(mine, workers, ray="auto" if workers == 1 else None)
+    Path(sys.argv[1], "outcome.json").write_text(json.dumps({"step": ended.step, "done": ended.done}))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.training.loop.together import on_two_workers
-from training.loop.parallel import WorkerGroup, full_tensor, local_tensor, parallelize
+from training.loop.parallel import WorkerGroup, full_tensor, local_tensor, parallelize, place_of
 
 
 class Block(nn.Module):
@@ -39,11 +39,15 @@ def communicate(group: WorkerGroup) -> None:
 def compare_with_one_worker(group: WorkerGroup) -> None:
     rank = group.rank
     torch.manual_seed(0)
-    model = nn.Sequential(Block(), Block())
     alone = nn.Sequential(Block(), Block())
-    alone.load_state_dict(model.state_dict())
-    blocks = list(model)
-    parallelize(model, group, "fsdp", blocks)
+    with torch.device("meta"):
+        model = nn.Sequential(Block(), Block())
+
+    def fill(made: nn.Module) -> None:
+        for name, parameter in made.named_parameters():
+            local_tensor(parameter).copy_(alone.get_parameter(name)[place_of(parameter)])
+
+    parallelize(model, group, "fsdp", list(model), fill)
     data = torch.randn(4, 6)
     with torch.autocast("cpu", torch.bfloat16):
         model(data[2 * rank : 2 * rank + 2]).float().square().sum().backward()

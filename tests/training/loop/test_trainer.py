@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from data_manifests.storage import Storage
 from tests.training.loop.tiny import DIM, SAMPLES, Bad, Batch, Data, Holes, Model, Slow, Tiny, job
 from tests.training.loop.together import train_together
-from training.loop import checkpoint, phases
+from tests.training.new_model import new_model
+from training.loop import checkpoint, phases, trainer
 from training.loop.job import Job, Losses, TrainingError
 from training.loop.parallel import WorkerGroup
 from training.loop.skipped import SkippedBatches
@@ -103,6 +104,17 @@ def test_a_run_that_is_asked_to_stop_keeps_its_last_step(tmp_path: Path) -> None
     assert files(tmp_path / "out") == files(tmp_path / "whole")
 
 
+def test_a_checkpoint_is_made_once_when_a_machine_will_be_taken_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trainer, "LOOK_EVERY_S", 0.0)
+    asked = iter([False, False, True])
+    done = train_phase(job(tmp_path, checkpoint_every=100, keep=100), WorkerGroup(), leaving=lambda: next(asked))
+    assert done.done
+    made = checkpoint.complete_checkpoints(Storage(str(tmp_path / "base" / "checkpoints")))
+    assert made == ["step-00000003", "step-00000010"]
+
+
 # ---- workers ----
 
 
@@ -160,7 +172,7 @@ def test_unreadable_samples_do_not_count_however_a_batch_is_shared(tmp_path: Pat
     learner = Holes(job(tmp_path, steps=3), WorkerGroup())
     batch = next(iter(learner.loader()))
     assert 0 < batch.weight.sum() < 8
-    model = learner.model()
+    model = new_model(learner)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(learner.part_of(name) in ("video", "text"))
     loss = (learner.losses(model, batch).values * batch.weight).sum() / batch.weight.sum()
@@ -270,7 +282,7 @@ def test_clipping_warm_up_and_average_are_as_the_formulas_say(tmp_path: Path) ->
     """One step of AdamW from known weights. The first update is the learning rate times the gradient's sign."""
     train_phase(job(tmp_path, steps=1), WorkerGroup())
     learner = Tiny(job(tmp_path), WorkerGroup())
-    began = dict(learner.model().named_parameters())
+    began = dict(new_model(learner).named_parameters())
     model, averaged = weights(tmp_path), weights(tmp_path, name=phases.AVERAGED)
     rate = 1e-2 / 3  # the first of three steps of warm-up
     moved = torch.cat([(model[n] - (1 - 0.01 * rate) * began[n].detach()).flatten() for n in model if "head" in n])
@@ -282,7 +294,7 @@ def test_clipping_warm_up_and_average_are_as_the_formulas_say(tmp_path: Path) ->
 
 def test_parts_that_are_not_trained_stay_as_they_were(tmp_path: Path) -> None:
     train_phase(job(tmp_path), WorkerGroup())
-    began = dict(Tiny(job(tmp_path), WorkerGroup()).model().named_parameters())
+    began = dict(new_model(Tiny(job(tmp_path), WorkerGroup())).named_parameters())
     after = weights(tmp_path)
     same = {name for name in after if torch.equal(after[name], began[name])}
     assert same == {name for name in after if ".audio." in name}  # base trains video and text

@@ -106,9 +106,14 @@ class Tiny:
     pause_s: float = 0.0
 
     def model(self, latent_scale: tuple[float, ...] | None = None) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.job.recipe.seed)
+        with torch.device("meta"):
             return Model()
+
+    def new_weight(self, model: nn.Module, name: str) -> Tensor:
+        shape = model.get_parameter(name).shape
+        if name.endswith("norm.weight"):
+            return torch.ones(shape)
+        return (torch.rand(shape, generator=generator_for(self.job.recipe.seed, name)) - 0.5) / 2
 
     def part_of(self, name: str) -> str:
         return next((part for part in ("text", "audio") if f".{part}." in name), "video")

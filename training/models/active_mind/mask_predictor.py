@@ -24,6 +24,15 @@ class MaskPredictor(nn.Module):
         self.scale = nn.Parameter(torch.tensor([10.0]))
         self.offset = nn.Parameter(torch.tensor([0.0]))
 
+    def new_weight(self, name: str, generator: torch.Generator) -> Tensor:
+        """As ActiveMind.new_weight."""
+        value = torch.empty(self.get_parameter(name).shape, device="cpu")
+        if name in ("scale", "norm.weight"):
+            return nn.init.constant_(value, 10.0 if name == "scale" else 1.0)
+        if name.endswith(".weight"):
+            return nn.init.xavier_uniform_(value, generator=generator)
+        return nn.init.zeros_(value)
+
     def forward(self, hidden: Tensor, speaker_mask: Tensor, known_frame: int) -> Tensor:
         """Logits of how likely each visual token belongs to each speaker.
 

@@ -20,7 +20,7 @@ from training.models.active_mind import rope
 from training.models.active_mind.attention import AttentionLayout, text_times
 from training.models.active_mind.block import Block, PerBranch
 from training.models.active_mind.config import ActiveMindSettings
-from training.models.active_mind.modulation import Linear, Modulation, TimestepEmbedder, modulated
+from training.models.active_mind.modulation import Linear, Modulation, RMSNorm, TimestepEmbedder, modulated
 
 
 @dataclass(frozen=True)
@@ -89,21 +89,30 @@ class ActiveMind(nn.Module):
         self.blocks = nn.ModuleList(Block(shape, last=i == shape.depth - 1) for i in range(shape.depth))
         self.modulation_out = Modulation(2, shape.width)
         self.video_out = Linear(shape.width, settings.patch_dim)
-        scale = torch.tensor(settings.latent_scale or (1.0,))
+        # it has values also where the parameters are on the meta device
+        scale = torch.tensor(settings.latent_scale or (1.0,), device="cpu")
         # the settings hold it, so the checkpoint need not
         self.register_buffer("latent_scale", scale[:, None, None, None], persistent=False)
         self.activation_checkpointing = False
-        self._initialise()
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if not parameter.is_meta:
+                    parameter.copy_(self.new_weight(name))
 
-    def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for embedder in (self.audio_in, self.text_in):
-            nn.init.normal_(embedder.null, std=0.02)
-        for layer in (self.noise_level.vectors, self.video_out):
-            nn.init.zeros_(layer.weight)
+    def new_weight(self, name: str, generator: torch.Generator | None = None) -> Tensor:
+        """The value of a parameter before any training, [as the whole parameter] float32 on the CPU.
+
+        generator: of the random numbers; PyTorch's own when None.
+        """
+        owner, _, kind = name.rpartition(".")
+        module, value = self.get_submodule(owner), torch.empty(self.get_parameter(name).shape, device="cpu")
+        if kind == "null":
+            return nn.init.normal_(value, std=0.02, generator=generator)
+        if isinstance(module, RMSNorm):
+            return nn.init.ones_(value)
+        if isinstance(module, nn.Linear) and kind == "weight" and owner not in ("noise_level.vectors", "video_out"):
+            return nn.init.xavier_uniform_(value, generator=generator)
+        return nn.init.zeros_(value)
 
     def set_activation_checkpointing(self, on: bool) -> None:
         """Whether only the input of each block is kept for the backward pass, and the rest is computed again."""
