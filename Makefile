@@ -32,7 +32,7 @@ demo: setup  ## make footage with known truth, curate it, train on it a little, 
 	@echo "Open $(OUT)/report.html. The shards are in $(OUT)/shards/, samples of the training in $(TRAINED)/*/samples/."
 
 test: setup  ## the test suite
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 test-slow: setup  ## what takes minutes: kills at random moments, long memory runs
 	$(BIN)/python -m pytest -m slow

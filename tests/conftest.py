@@ -150,7 +150,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Under pytest-xdist (-n 2), all tests of a file run in one process. All tests of the flows do so, too, since they
+    """Under pytest-xdist, all tests of a file run in one process. All tests of the flows do so, too, since they
     share the same runs."""
     from xdist.scheduler import LoadScopeScheduling
 

@@ -181,6 +181,7 @@ def test_a_clip_without_a_person_has_no_key_points(clip_of: ClipOf) -> None:
     assert np.isfinite(found.arrays["pose"]).all()
 
 
+@pytest.mark.slow
 def test_an_earlier_clip_changes_nothing(talker: tuple[Clip, Measurement], clip_of: ClipOf) -> None:
     clip, first = talker
     stage = Pose(PoseSettings())

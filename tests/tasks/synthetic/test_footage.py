@@ -197,7 +197,7 @@ def test_broken_files_fail_as_the_table_says(world: Any) -> None:
 
 
 def test_the_same_bytes_come_out_each_time(world: Any, tmp_path: Path) -> None:
-    names = ["av1_opus.mkv", "hevc_10bit.mp4", "vfr_irregular.mp4", "wrap.ts"]
+    names = ["hevc_10bit.mp4", "wrap.ts"]
     made = make(tmp_path, names, workers=2)
     assert made == [world.truth(name) for name in names]
     for name in names:

@@ -82,6 +82,7 @@ def test_workers_share_a_checkpoint_in_an_object_store(tmp_path: Path, s3_folder
         torch.testing.assert_close(value, one[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_run_killed_anywhere_goes_on_from_the_object_store(tmp_path: Path, s3_folder: str) -> None:
     train_phase(job(tmp_path, steps=20), WorkerGroup())
     process = subprocess.Popen([sys.executable, "-m", "tests.training.loop.tiny", s3_folder, "20"], cwd=ROOT)
