@@ -126,6 +126,9 @@ class TrainingRunSettings(Strict):
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """How several workers hold the model. "ddp": each worker holds the whole model. "fsdp" (FSDP2): each worker holds a
     part of every parameter."""
+    sequence_parallel: int = Field(default=1, ge=1)
+    """How many workers share the visual tokens of a sample, for long or large clips, and for more workers than samples.
+    It must divide the number of workers, the model's heads and the visual tokens of a frame."""
     activation_checkpointing: bool = False
     """Whether activations are computed again in the backward pass instead of being kept. It saves memory and costs
     time."""

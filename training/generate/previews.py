@@ -121,14 +121,14 @@ class Previews:
     ) -> list[Tensor]:
         """The latents of each subject with each sound, as `_sample` gives them. The workers share them out."""
         own: list[Tensor] = []
-        for first in range(0, len(wanted), group.size):
-            number = first + group.rank
+        for first in range(0, len(wanted), group.data_size):
+            number = first + group.data_rank
             # FSDP's workers run the model together, so one that has nothing left to sample repeats the last
             latents = self._sample(model, *wanted[min(number, len(wanted) - 1)], group)
             if number < len(wanted):
                 own.append(latents)
-        parts = group.gather(own)
-        return [parts[number % group.size][number // group.size] for number in range(len(wanted))]
+        parts = group.gather(own)[:: group.sequence_parallel]
+        return [parts[number % len(parts)][number // len(parts)] for number in range(len(wanted))]
 
     def _probe(self, subject: Subject) -> tuple[SyncProbe, float] | None:
         """The probe of a subject, and its value for the clip itself. None where no probe can measure the clip.

@@ -108,7 +108,9 @@ class ActiveMindLearner:
             )
         settings = self._settings.model_copy(update={"latent_scale": latent_scale or ()})
         with torch.device("meta"):
-            return MindAndMasks(settings)
+            made = MindAndMasks(settings)
+        made.network.set_sequence_group(self._group.sequence)
+        return made
 
     def new_weight(self, model: MindAndMasks, name: str) -> Tensor:
         generator = generator_for(self._recipe.seed, "weights", name)
@@ -139,8 +141,8 @@ class ActiveMindLearner:
             tiers=tiers_within(data.tiers, phase.tier),
             frames=[data.frames],
             batch=data.batch,
-            rank=self._group.rank,
-            ranks=self._group.size,
+            rank=self._group.data_rank,
+            ranks=self._group.data_size,
             fps=data.fps,
             # each phase has its own order
             seed=generator_for(self._recipe.seed, job.phase, "loader").initial_seed() % 2**31,
@@ -179,7 +181,8 @@ class ActiveMindLearner:
         text_tokens = batch.text.shape[1]
         flops = self._settings.flops(frames, height, width, text_tokens, speakers, count)
         tokens = frames * (height // patch) * (width // patch) + speakers * frames + text_tokens
-        return count * tokens, float(sum(flops.values()))
+        workers = self._group.sequence_parallel
+        return count * tokens // workers, sum(flops.values()) / workers
 
     def sample(self, model: nn.Module, step: int, folder: Path, trackers: Trackers | None) -> dict[str, float]:
         assert isinstance(model, MindAndMasks)

@@ -31,12 +31,7 @@ def launch(job: Job, workers: int = 1, ray: str | None = None) -> PhaseResult:
     uses the output folder (an object store cannot tell), or the output cannot be written to; TrainingError when workers
     were lost more often than the recipe's training.run.max_failures.
     """
-    batch = job.recipe.data.batch
-    if batch % workers:
-        divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-        nearest = sorted(sorted(divisors, key=lambda n: abs(n - workers))[:2])
-        few = " or ".join(map(str, nearest))
-        raise TrainingError(f"{workers} workers do not share a batch of {batch} evenly; take {few}")
+    _check_number(workers, job.recipe.run.sequence_parallel, job.recipe.data.batch)
     out = Storage(str(job.out))
     _try_writing(out)
     with exclusive(out):
@@ -45,6 +40,16 @@ def launch(job: Job, workers: int = 1, ray: str | None = None) -> PhaseResult:
 
             return train_phase(job, WorkerGroup(device=device_here()))
         return _on_ray(job, out, workers, ray)
+
+
+def _check_number(workers: int, sharing: int, batch: int) -> None:
+    """See that so many workers, `sharing` of which share each sample, share a batch evenly. Raises TrainingError."""
+    if workers % sharing or batch % (workers // sharing):
+        fitting = [sharing * n for n in range(1, batch + 1) if batch % n == 0]
+        nearest = sorted(sorted(fitting, key=lambda n: abs(n - workers))[:2])
+        of = f" with {sharing} of them on each sample" if sharing > 1 else ""
+        few = " or ".join(map(str, nearest))
+        raise TrainingError(f"{workers} workers do not share a batch of {batch} evenly{of}; take {few}")
 
 
 def _try_writing(out: Storage) -> None:
@@ -100,7 +105,7 @@ def _train_on_worker(config: dict[str, Any]) -> PhaseResult | TrainingError:
     from training.loop.parallel import WorkerGroup
 
     device = ray.train.torch.get_device()
-    group = WorkerGroup.of_process_group(device)
+    group = WorkerGroup.of_process_group(device, config["job"].recipe.run.sequence_parallel)
     try:
         return train_phase(
             config["job"],

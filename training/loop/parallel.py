@@ -14,6 +14,8 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.nn.parallel import DistributedDataParallel
 
+from training.models.sequence_parallel import SequenceGroup
+
 Sharding = Literal["ddp", "fsdp"]
 MadeT = TypeVar("MadeT")
 
@@ -28,11 +30,38 @@ class WorkerGroup:
     """Number of workers."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """This worker's device."""
+    sequence: SequenceGroup | None = None
+    """The workers with which this one shares its samples. None where each has samples of its own."""
 
     @classmethod
-    def of_process_group(cls, device: torch.device) -> "WorkerGroup":
-        """The workers of torch.distributed's process group, which must be initialised."""
-        return cls(dist.get_rank(), dist.get_world_size(), device)
+    def of_process_group(cls, device: torch.device, sequence_parallel: int = 1) -> "WorkerGroup":
+        """The workers of torch.distributed's process group, which must be initialised.
+
+        sequence_parallel: how many workers, neighbours by rank, share a sample. It must divide their number.
+        """
+        rank, size = dist.get_rank(), dist.get_world_size()
+        if sequence_parallel == 1:
+            return cls(rank, size, device)
+        mesh = init_device_mesh(
+            device.type, (size // sequence_parallel, sequence_parallel), mesh_dim_names=("data", "sequence")
+        )
+        own = SequenceGroup(mesh.get_group("sequence"), rank % sequence_parallel, sequence_parallel)
+        return cls(rank, size, device, own)
+
+    @property
+    def sequence_parallel(self) -> int:
+        """How many workers share a sample."""
+        return 1 if self.sequence is None else self.sequence.size
+
+    @property
+    def data_rank(self) -> int:
+        """The number of this worker's share of the data. Workers that share samples have the same one."""
+        return self.rank // self.sequence_parallel
+
+    @property
+    def data_size(self) -> int:
+        """How many shares of the data there are."""
+        return self.size // self.sequence_parallel
 
     @property
     def is_leader(self) -> bool:

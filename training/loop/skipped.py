@@ -61,11 +61,11 @@ def not_finite_samples(micro_batches: Sequence[MicroBatchLosses], group: WorkerG
         for key, loss in zip(of.keys, of.losses.tolist(), strict=True)
         if not math.isfinite(loss)
     ]
-    samples = sorted(key for keys in group.gather(not_finite) for key in keys)
+    samples = sorted({key for keys in group.gather(not_finite) for key in keys})
     if samples:
         return samples, f"the loss of {_listed(samples)} is not finite"
     everyone = group.gather([key for of in micro_batches for key in of.keys])
-    samples = sorted(key for keys in everyone for key in keys)
+    samples = sorted({key for keys in everyone for key in keys})
     return samples, f"the gradient is not finite, over {_listed(samples)}"
 
 

@@ -188,6 +188,21 @@ def test_two_workers_train_the_real_model_as_one_does(puppets: Path, tmp_path: P
         assert (moved > 1e-5).float().mean() < 1e-3
 
 
+def test_two_workers_that_share_every_sample_train_as_one_does(puppets: Path, tmp_path: Path) -> None:
+    settings = {"sequence_parallel": 2, "sharding": "fsdp", "activation_checkpointing": True, "sample_every": 2}
+    train_phase(job(puppets, tmp_path / "one", sample_every=2), WorkerGroup())
+    train_together(tmp_path, [job(puppets, tmp_path / "two", **settings)])
+    ours, theirs = (
+        load_file(Path(phases.phase_weights_folder(tmp_path / name, "base")) / phases.WEIGHTS)
+        for name in ("one", "two")
+    )
+    moved = torch.cat([(ours[key] - theirs[key]).abs().flatten() for key in ours])
+    assert moved.max() <= 4e-3 and (moved > 1e-5).float().mean() < 1e-3  # as above
+    (alone, *_), (shared, *_) = (read_metrics(tmp_path / name / "base" / "metrics.jsonl") for name in ("one", "two"))
+    assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-5)
+    assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
+
+
 def with_states(members: Members) -> Members:
     """A shard's members with 2 x 6 numbers a frame, like a Whisper's states, in place of log-mel."""
     changed = []

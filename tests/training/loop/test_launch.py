@@ -51,6 +51,10 @@ def test_one_worker_needs_no_ray(tmp_path: Path) -> None:
 def test_workers_that_do_not_share_a_batch_evenly_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"3 workers do not share a batch of 8 evenly; take 2 or 4"):
         launch(job(tmp_path), workers=3)
+    with pytest.raises(
+        TrainingError, match=r"6 workers do not share a batch of 8 evenly with 2 of them on each sample"
+    ):
+        launch(job(tmp_path, sequence_parallel=2), workers=6)
 
 
 def test_workers_get_the_mlflow_address_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:

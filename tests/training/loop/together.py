@@ -59,4 +59,4 @@ def train_together(folder: Path, jobs: list[Job]) -> None:
 
 def _train(group: WorkerGroup, jobs: list[Job]) -> None:
     for job in jobs:
-        train_phase(job, group)
+        train_phase(job, WorkerGroup.of_process_group(group.device, job.recipe.run.sequence_parallel))

@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from training.models.active_mind.config import NEAREST
+from training.models.sequence_parallel import SequenceGroup
 
 _BLOCK_SIZE = 128  # tokens each way of a block of FlexAttention
 
@@ -101,6 +102,23 @@ def joint_attention(
     if video.key.device.type == "cuda":
         return flex_joint_attention(video, audio, text, layout)
     return grouped_joint_attention(video, audio, text, layout)
+
+
+def shared_joint_attention(
+    sequence: SequenceGroup, video: QueryKeyValue, audio: QueryKeyValue, text: QueryKeyValue, layout: AttentionLayout
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`joint_attention` where this worker has its part of the visual tokens, and gets the output of that part."""
+    assert video.query is not None
+    frames, batch = layout.frames + layout.extra, len(video.key)
+    exchanged = sequence.tokens_to_heads(torch.cat((video.query, video.key, video.value)), frames).split(batch)
+
+    def own_heads(branch: QueryKeyValue) -> QueryKeyValue:
+        return QueryKeyValue(*(None if x is None else sequence.own_heads(x) for x in branch))  # type: ignore[arg-type]
+
+    of_video, *others = joint_attention(QueryKeyValue(*exchanged), own_heads(audio), own_heads(text), layout)
+    if audio.query is not None:
+        others = [sequence.all_heads(out) for out in others]
+    return sequence.heads_to_tokens(of_video, frames), others[0], others[1]
 
 
 def grouped_joint_attention(

@@ -5,10 +5,16 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.models.active_mind.attention import AttentionLayout, QueryKeyValue, joint_attention
+from training.models.active_mind.attention import (
+    AttentionLayout,
+    QueryKeyValue,
+    joint_attention,
+    shared_joint_attention,
+)
 from training.models.active_mind.config import Shape
 from training.models.active_mind.modulation import Linear, Modulation, RMSNorm, gated, modulated
 from training.models.active_mind.rope import apply_rope
+from training.models.sequence_parallel import SequenceGroup
 
 
 class PerBranch(NamedTuple):
@@ -62,6 +68,8 @@ class Block(nn.Module):
         self.video = Branch(shape, only_read=False)
         self.audio = Branch(shape, only_read=last)
         self.text = Branch(shape, only_read=last)
+        self.sequence: SequenceGroup | None = None
+        """The workers with which this one shares the visual tokens. None where it has all of them."""
 
     def forward(
         self,
@@ -72,9 +80,9 @@ class Block(nn.Module):
     ) -> PerBranch:
         """The tokens of all branches after this block.
 
-        x: tokens [batch, tokens, width] of each branch. timestep_embedding: [batch, groups, 6, width] of each branch.
-        rope_cos_sin: cosines and sines of each branch in the order video, audio, text, each [batch or 1, tokens,
-        head_dim / 2].
+        x: tokens [batch, tokens, width] of each branch, this worker's part of the visual ones. timestep_embedding:
+        [batch, groups, 6, width] of each branch. rope_cos_sin: cosines and sines of each branch in the order video,
+        audio, text, each [batch or 1, tokens, head_dim / 2].
         """
         branches = (self.video, self.audio, self.text)
         modulations = [branch.modulation(of) for branch, of in zip(branches, timestep_embedding, strict=True)]
@@ -82,7 +90,10 @@ class Block(nn.Module):
             branch.project_qkv(tokens, modulation, cos_sin)
             for branch, tokens, modulation, cos_sin in zip(branches, x, modulations, rope_cos_sin, strict=True)
         )
-        attended = joint_attention(video, audio, text, layout)
+        if self.sequence is None:
+            attended = joint_attention(video, audio, text, layout)
+        else:
+            attended = shared_joint_attention(self.sequence, video, audio, text, layout)
         return PerBranch(
             *(
                 tokens if branch.only_read else branch.residual_update(tokens, out, modulation)

@@ -21,6 +21,7 @@ from training.models.active_mind.attention import AttentionLayout, text_times
 from training.models.active_mind.block import Block, PerBranch
 from training.models.active_mind.config import ActiveMindSettings
 from training.models.active_mind.modulation import Linear, Modulation, RMSNorm, TimestepEmbedder, modulated
+from training.models.sequence_parallel import SequenceGroup
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class ActiveMind(nn.Module):
         # the settings hold it, so the checkpoint need not
         self.register_buffer("latent_scale", scale[:, None, None, None], persistent=False)
         self.activation_checkpointing = False
+        self.sequence: SequenceGroup | None = None
         with torch.no_grad():
             for name, parameter in self.named_parameters():
                 if not parameter.is_meta:
@@ -117,6 +119,16 @@ class ActiveMind(nn.Module):
     def set_activation_checkpointing(self, on: bool) -> None:
         """Whether only the input of each block is kept for the backward pass, and the rest is computed again."""
         self.activation_checkpointing = on
+
+    def set_sequence_group(self, sequence: SequenceGroup | None) -> None:
+        """Share the visual tokens of every sample with other workers. All of them then call the model together, with
+        the same samples, and get the same output. Raises ValueError when the heads cannot be shared out."""
+        heads = self.settings.shape.heads
+        if sequence is not None and heads % sequence.size:
+            raise ValueError(f"{sequence.size} workers cannot share the {heads} heads of this model evenly")
+        self.sequence = sequence
+        for block in self.blocks:
+            block.sequence = sequence  # type: ignore[assignment]
 
     def scaled(self, latents: Tensor) -> Tensor:
         """The codec's latents [batch, channels, frames, height, width] as the network takes them."""
@@ -145,6 +157,7 @@ class ActiveMind(nn.Module):
         Raises ValueError when shapes do not fit each other or the model.
         """
         rows, columns = self._checked(latents, conditions, pseudo_last)
+        all_frames = latents.shape[2]
         no_text = conditions.drop_text | ~conditions.text_mask.any(1)
         layout = self._layout(latents, conditions, no_text, rows * columns, pseudo_last)
         x = PerBranch(
@@ -157,16 +170,23 @@ class ActiveMind(nn.Module):
         timestep_embedding = PerBranch(by_frame, noisy[:, None], noisy[:, None])
         cos_sin = self._rope_cos_sin(layout, rows, columns, pseudo_last)
         hidden = None
+        if self.sequence is not None:
+            cos, sin = (self.sequence.own_tokens(of, all_frames) for of in cos_sin[0])
+            cos_sin = ((cos, sin), *cos_sin[1:])
         for number, block in enumerate(self.blocks):
             if self.activation_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, timestep_embedding, cos_sin, layout, use_reentrant=False)
             else:
                 x = block(x, timestep_embedding, cos_sin, layout)
             if number == hidden_at:
-                hidden = x.video.unflatten(1, (-1, rows, columns))
-        velocity = self.video_out(modulated(x.video, *self.modulation_out(by_frame)))
+                hidden = x.video
+        velocity = self.video_out(modulated(x.video, *self.modulation_out(by_frame))).float()
+        if self.sequence is not None:
+            velocity = self.sequence.all_tokens(velocity, all_frames)
+            hidden = None if hidden is None else self.sequence.all_tokens(hidden.detach(), all_frames)
+        hidden = None if hidden is None else hidden.unflatten(1, (-1, rows, columns))
         patch = self.settings.shape.patch
-        velocity = velocity.float().unflatten(2, (-1, patch, patch)).unflatten(1, (-1, rows, columns))
+        velocity = velocity.unflatten(2, (-1, patch, patch)).unflatten(1, (-1, rows, columns))
         # b t r c k y x -> b k t (r y) (c x)
         return ActiveMindOutput(velocity.permute(0, 4, 1, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4), hidden)
 
@@ -190,7 +210,12 @@ class ActiveMind(nn.Module):
             raise ValueError(
                 f"text of {conditions.text.shape[-1]} numbers a token: this model takes {settings.text_dim}"
             )
-        return height // patch, width // patch
+        rows, columns = height // patch, width // patch
+        if self.sequence is not None and rows * columns % self.sequence.size:
+            raise ValueError(
+                f"{self.sequence.size} workers cannot share the {rows}x{columns} visual tokens of a frame evenly"
+            )
+        return rows, columns
 
     def _layout(
         self, latents: Tensor, conditions: Conditions, no_text: Tensor, frame_tokens: int, pseudo_last: int | None
@@ -214,11 +239,14 @@ class ActiveMind(nn.Module):
         )
 
     def _visual_tokens(self, latents: Tensor) -> Tensor:
-        """[batch, channels, frames, height, width] to [batch, frames x rows x columns, width]."""
+        """[batch, channels, frames, height, width] to [batch, frames x rows x columns, width], this worker's part."""
         patch = self.settings.shape.patch
         # b k t (r y) (c x) -> b t r c k y x
         patches = latents.unflatten(4, (-1, patch)).unflatten(3, (-1, patch)).permute(0, 2, 3, 5, 1, 4, 6)
-        tokens: Tensor = self.video_in(patches.flatten(4).flatten(1, 3))
+        patches = patches.flatten(4).flatten(1, 3)
+        if self.sequence is not None:
+            patches = self.sequence.own_tokens(patches, latents.shape[2])
+        tokens: Tensor = self.video_in(patches)
         return tokens
 
     def _rope_cos_sin(
