@@ -40,8 +40,11 @@ def written(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     "name",
     [
-        *("interlaced.ts", "vfr_irregular.mp4", "fps_60.mp4", "rotate_90.mp4", "corrupt_frames.mp4", "no_audio.mp4"),
-        *("edit_list_both.mp4", "wrap.ts", "video_late.mkv"),
+        *("interlaced.ts", "vfr_irregular.mp4", "corrupt_frames.mp4", "edit_list_both.mp4", "no_audio.mp4"),
+        *(
+            pytest.param(n, marks=pytest.mark.slow)
+            for n in ("fps_60.mp4", "rotate_90.mp4", "wrap.ts", "video_late.mkv")
+        ),
     ],
 )
 def test_the_single_pass_writes_the_clips_of_two_passes(world: Any, tmp_path: Path, name: str) -> None:
@@ -53,7 +56,7 @@ def test_the_single_pass_writes_the_clips_of_two_passes(world: Any, tmp_path: Pa
     assert written(tmp_path / "one") == written(tmp_path / "two")
 
 
-@pytest.mark.parametrize("frames", [0, 30, 70])
+@pytest.mark.parametrize("frames", [0, 30, pytest.param(70, marks=pytest.mark.slow)])
 def test_clips_that_take_too_much_memory_are_left_for_a_second_pass(world: Any, tmp_path: Path, frames: int) -> None:
     path, storage = world.path("cuts_plain.mp4"), Storage(str(tmp_path / "one"))
     scenes, clips = afterwards(path, tmp_path / "two")
@@ -275,7 +278,7 @@ def test_each_error_is_recorded_for_the_step_that_had_it(
     assert not written(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["fade_and_cut.mp4", "fades.mp4", "cuts_quick.mp4", "corrupt_frames.mp4"])
+@pytest.mark.parametrize("name", ["fade_and_cut.mp4", "cuts_quick.mp4"])
 def test_what_is_certain_of_an_open_shot_stays_true(world: Any, name: str) -> None:
     finder = ShotFinder(SCENES)
     said = []

@@ -142,7 +142,7 @@ def test_the_opening_of_the_lips_does_not_depend_on_the_faces_size(clip_with: Cl
         assert np.abs(near[:, feature] - far[:, feature]).max() < 0.08
 
 
-@pytest.mark.parametrize("every", [2, 3])
+@pytest.mark.parametrize("every", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_searching_fewer_frames_gives_the_same_curves(every: int, clip_with: ClipWith, stage: Identity) -> None:
     # The mouth opens and shuts twice in 1.6 s.
     levels = [round(4 - 4 * np.cos(2 * np.pi * k / 20)) for k in range(41)]

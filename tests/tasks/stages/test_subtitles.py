@@ -104,7 +104,13 @@ def only(columns: dict[str, Any], kind: str, area: float, most: float = 2.1) -> 
     assert columns["text_area"] == columns[kind]
 
 
-@pytest.mark.parametrize("name", ["talk_office.mp4", "talk_medium.mp4", "talk_long.mp4", "pan.mp4", "shake.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("talk_medium.mp4", "shake.mp4"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("talk_office.mp4", "talk_long.mp4", "pan.mp4")),
+    ],
+)
 def test_footage_without_text_has_none(name: str, stage: Subtitles, clip_of: ClipOf) -> None:
     found = measured(stage, clip_of(name))
     assert not any(found[name] for name in (*AREAS, "text_area", "subtitle_share", "changing_share"))

@@ -38,16 +38,6 @@ def same_weights(one: Path, other: Path) -> None:
             torch.testing.assert_close(ours[key], theirs[key], rtol=0, atol=1e-6)
 
 
-def test_one_worker_needs_no_ray(tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from tests.training.loop.tiny import job;"
-        "from training.loop.launch import launch;"
-        f"launch(job(Path({str(tmp_path)!r}))); print('ray' in sys.modules, 'prefect' in sys.modules)"
-    )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert said.stdout.strip() == "False False"
-
-
 def test_workers_that_do_not_share_a_batch_evenly_are_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"3 workers do not share a batch of 8 evenly; take 2 or 4"):
         launch(job(tmp_path), workers=3)

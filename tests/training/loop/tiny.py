@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from training.config import TrainingRecipe, TrainingRunSettings
 from training.loop.job import Job, Losses
+from training.loop.launch import launch
 from training.loop.parallel import WorkerGroup
 from training.loop.rng import generator_for
 from training.loop.tracking import Trackers
-from training.loop.trainer import train_phase
 
 DIM, SAMPLES = 6, 23
 
@@ -224,4 +224,5 @@ class Dying(Tiny):
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    train_phase(job(sys.argv[1], learner=Slow, steps=int(sys.argv[2])), WorkerGroup())
+    launch(job(sys.argv[1], learner=Slow, steps=int(sys.argv[2])))
+    assert not {"ray", "prefect"} & set(sys.modules)  # one worker needs neither
