@@ -27,7 +27,8 @@ from training.loop.tracking import read_metrics
 from training.loop.trainer import train_phase
 from training.models.active_mind.config import SIZES, active_mind_settings
 
-CURATING = [name for name in bundled_recipes() if name not in ("puppets", "paper")]
+PAPERS = ("active_mind_paper", "physavatar_paper")  # whose networks need weights
+CURATING = [name for name in bundled_recipes() if name not in ("puppets", *PAPERS)]
 # stages whose library comes with an extra, which may be here or not
 _EXTRAS = ("yolo", "paddleocr")
 
@@ -49,17 +50,18 @@ def test_the_fingerprint_of_every_step(name: str, tmp_path: Path) -> None:
         )
 
 
-def test_the_fingerprint_of_every_network_of_the_papers(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("recipe", PAPERS)
+def test_the_fingerprint_of_every_network_of_the_papers(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With weights that have one hash, whatever they are."""
     monkeypatch.setattr(weights, "digest", lambda name: f"weights of {name}")
     monkeypatch.setattr(remote_code, "digest", lambda name: f"code of {name}")
     found: dict[str, list[object]] = {}
-    for name, settings in load_recipe("paper").measure.items():
+    for name, settings in load_recipe(recipe).measure.items():
         stage = STAGES[name](settings)
         version = "" if settings.backend in _EXTRAS else _version(stage)
-        above = " ".join(f"{other}:{found[other][0]}" for other in upstream(load_recipe("paper").measure, name))
+        above = " ".join(f"{other}:{found[other][0]}" for other in upstream(load_recipe(recipe).measure, name))
         found[name] = [fingerprint(name, stage.version, version, settings, above), version]
-    compare("fingerprints_paper", found)
+    compare(f"fingerprints_{recipe}", found)
 
 
 def _version(stage: object) -> str:

@@ -190,6 +190,14 @@ class PhaseSettings(Strict):
     """Learning rate of this phase. None: the optimizer's."""
     conditions: ConditionDropout = ConditionDropout()
     """How often each condition is dropped."""
+    untrained_base: bool = False
+    """Whether the phase may start from an earlier phase's weights that nothing has trained yet."""
+
+    @property
+    def hears(self) -> bool:
+        """Whether there are audio tokens. There are none in a phase that drops all sound and does not train the audio
+        branch, as that of the base does."""
+        return "audio" in self.train or self.conditions.audio < 1.0
 
 
 class TrainingRecipe(Strict):

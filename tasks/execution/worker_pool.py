@@ -11,10 +11,10 @@ import shutil
 import signal
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, wait
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -22,6 +22,9 @@ from data_manifests.storage import StoreError, describe
 
 Payload = TypeVar("Payload")
 Result = TypeVar("Result")
+
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+_PRELOADED = ["tasks.execution.preload"]
 
 TOO_LONG = "took longer than its time limit"  # the error of a unit that its own alarm has ended
 
@@ -67,10 +70,9 @@ class WorkerPool:
             self._scratch = _scratch()
             self._pool = ProcessPool(
                 max_workers=self.workers,
-                # fork would copy the locks of Prefect's and the numeric libraries' threads in whatever state they are
-                context=multiprocessing.get_context("spawn"),
+                context=_context(),
                 initializer=_prepare_worker,
-                initargs=(os.getpid(), self._scratch),
+                initargs=(self._scratch, dict(os.environ)),
             )
         return self._pool
 
@@ -147,20 +149,41 @@ def _scratch() -> str:
     return tempfile.mkdtemp(prefix=f"understudy-run-{os.getpid()}-")
 
 
-def _prepare_worker(parent: int, scratch: str) -> None:
+def _context() -> Any:
+    """How workers are started: as copies of a process that has done nothing but import what each of them needs.
+
+    A copy of this process would have the locks of Prefect's and the numeric libraries' threads in whatever state they
+    are. To start from nothing takes a worker two seconds.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    before = dict(os.environ)
+    os.environ.update(_ONE_THREAD)  # the libraries look when they are imported
+    try:
+        forkserver.ensure_running()
+    finally:
+        for name in _ONE_THREAD:
+            del os.environ[name]
+        os.environ.update(before)
+    return context
+
+
+def _prepare_worker(scratch: str, environment: dict[str, str]) -> None:
     """Give a worker one thread, since the workers are the parallelism. Let it end when the run that started it ends."""
+    os.environ.clear()
+    os.environ.update(environment | _ONE_THREAD)  # the process that this one is a copy of may be older than the run's
     tempfile.tempdir = scratch
-    os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
     import cv2
 
     cv2.setNumThreads(1)
     # the parent handles an interrupt from the terminal: it stops the workers
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)  # ends a job that has set itself an alarm
-    threading.Thread(target=_end_with_parent, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_run, daemon=True).start()
 
 
-def _end_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+def _end_with_run() -> None:
+    run = multiprocessing.parent_process()
+    if run is not None:
+        run.join()
+        os._exit(1)

@@ -46,7 +46,7 @@ def weights(world: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     with av.open(str(world.path(FOOTAGE))) as container:
         face = tiny_weights.face_in(next(container.decode(video=0)).to_ndarray(format="rgb24"))
     writers = tiny_weights.WRITERS | {"insightface": lambda folder: tiny_weights.insightface(folder, face)}
-    for name in load_recipe("paper").networks():
+    for name in load_recipe("physavatar_paper").networks():
         writers[name](home / name)
     return home
 
@@ -67,8 +67,8 @@ def understudy(weights: Path, server: Server) -> Understudy:
 
 @pytest.fixture
 def recipe(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The recipe `paper` with quick settings and without rules, since scores of random weights would fail them."""
-    content = yaml.safe_load(recipe_path("paper").read_text())
+    """The recipe `physavatar_paper` with quick settings, and without rules: random weights would fail them."""
+    content = yaml.safe_load(recipe_path("physavatar_paper").read_text())
     measure = content["curation"]["measure"]
     for stage, settings in QUICK.items():
         measure[stage] |= settings
@@ -90,8 +90,8 @@ def test_every_network_of_the_papers_measures_a_clip(
 ) -> None:
     (tmp_path / "footage").mkdir()
     shutil.copy(world.path(FOOTAGE), tmp_path / "footage")
-    checked = understudy("weights", "check", "--recipe", "paper")
-    assert [line.split(":")[0] for line in checked.splitlines()] == list(load_recipe("paper").networks())
+    checked = understudy("weights", "check", "--recipe", "physavatar_paper")
+    assert [line.split(":")[0] for line in checked.splitlines()] == list(load_recipe("physavatar_paper").networks())
     out = tmp_path / "out"
     understudy("curate", tmp_path / "footage", "--recipe", recipe, "--out", out, "--workers", 1)
     assert list(pd.read_parquet(out / "clips.parquet")["verdict"]) == ["keep"]

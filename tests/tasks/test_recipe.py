@@ -63,7 +63,8 @@ def load(folder: Path, edit: Callable[[dict[str, Any]], None] | None = None) -> 
     [
         ("active_mind", 24, 480, 5, 20, "keep"),
         ("physavatar", 25, 720, 3, 15, "drop"),
-        ("paper", 25, 720, 3, 15, "drop"),
+        ("physavatar_paper", 25, 720, 3, 15, "drop"),
+        ("active_mind_paper", 24, 480, 5, 20, "keep"),
         ("demo", 25, 256, 2, 10, "keep"),
     ],
 )
@@ -78,7 +79,7 @@ def test_recipes_that_come_along_say_what_the_papers_say(
     assert name in bundled_recipes()
 
 
-@pytest.mark.parametrize("name", ["active_mind", "physavatar", "paper"])
+@pytest.mark.parametrize("name", ["active_mind", "physavatar", "active_mind_paper", "physavatar_paper"])
 def test_every_number_of_a_papers_recipe_has_its_source_beside_it(name: str) -> None:
     """The source stands in a comment on the same line, or at the head of its part of a section."""
     from tasks import recipe as module

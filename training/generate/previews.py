@@ -68,6 +68,8 @@ class Previews:
         self._codec = CODECS[job.recipe.data.latents.backend](job.recipe.data.latents.channels)
         self._sound_features = sound_features_of(job.manifest, Storage(f"{job.out}/cache"))
         self._subjects = list(_subjects(job, self._sound_features))
+        self._hears = job.settings.hears
+        self._sync_probe = job.probe if self._hears else None
         self._probes: dict[str, tuple[SyncProbe, float] | None] = {}
 
     def make(
@@ -84,7 +86,7 @@ class Previews:
         audios: list[list[np.ndarray | None]] = []
         for subject in self._subjects:
             audios.append([subject.audio])
-            if self._job.probe is not None:
+            if self._sync_probe is not None:
                 audios[-1] += [self._silence(subject), np.roll(subject.audio, subject.audio.shape[-3] // 2, axis=-3)]
         wanted = [(subject, audio) for subject, of in zip(self._subjects, audios, strict=True) for audio in of]
         sampled = iter(self._sample_all(model, wanted, group))
@@ -136,12 +138,12 @@ class Previews:
         It is the job's probe, or `brightness_probe` where that cannot measure the clip, as with puppets. A subject
         keeps its probe, so that its curve shows one measure.
         """
-        if self._job.probe is None:
+        if self._sync_probe is None:
             return None
         if subject.key not in self._probes:
             frames = self._decoded(torch.from_numpy(np.array(subject.latent, np.float32)))
             of_data = (
-                (probe, probe(frames, self._fps, subject.sound)) for probe in (self._job.probe, brightness_probe)
+                (probe, probe(frames, self._fps, subject.sound)) for probe in (self._sync_probe, brightness_probe)
             )
             self._probes[subject.key] = next(((probe, value) for probe, value in of_data if value is not None), None)
         return self._probes[subject.key]
@@ -169,7 +171,7 @@ class Previews:
         if subject.mask is not None:  # the reference behind the clip is the first frame, so it has that frame's mask
             mask = batch_of_one(np.concatenate((subject.mask, subject.mask[:, :1]), 1))
         conditions = Conditions(
-            audio=batch_of_one(subject.audio if audio is None else audio).float(),
+            audio=batch_of_one(subject.audio if audio is None else audio).float() if self._hears else None,
             text=batch_of_one(subject.text).float(),
             text_mask=torch.ones(1, len(subject.text), dtype=torch.bool, device=group.device),
             drop_audio=torch.full((1,), audio is None, device=group.device),

@@ -165,8 +165,9 @@ class ActiveMindLearner:
             noises.append(torch.randn(data.shape[1:], generator=generator))
         sigma, noise = torch.cat(sigmas).to(device), torch.stack(noises).to(device)
         clean = flow_matching.clean_frames(batch.drop_first, batch.drop_last, data.shape[2])
+        audio = batch.audio if self._job.settings.hears else None
         conditions = Conditions(
-            batch.audio, batch.text, batch.text_mask, batch.drop_audio, batch.drop_text, batch.speaker_mask
+            audio, batch.text, batch.text_mask, batch.drop_audio, batch.drop_text, batch.speaker_mask
         )
         prediction: Prediction = model(flow_matching.add_noise(data, noise, sigma, clean), sigma, clean, conditions)
         values = flow_matching.squared_errors(prediction.velocity, data, noise, clean)
@@ -177,7 +178,7 @@ class ActiveMindLearner:
     def work(self, batch: Batch) -> tuple[int, float]:
         patch = self._settings.shape.patch
         count, _, frames, height, width = batch.latents.shape
-        speakers = batch.audio.shape[1] if batch.audio.dim() == 5 else 1
+        speakers = (batch.audio.shape[1] if batch.audio.dim() == 5 else 1) if self._job.settings.hears else 0
         text_tokens = batch.text.shape[1]
         flops = self._settings.flops(frames, height, width, text_tokens, speakers, count)
         tokens = frames * (height // patch) * (width // patch) + speakers * frames + text_tokens

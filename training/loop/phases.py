@@ -163,6 +163,30 @@ def starting_scale(phase: str, recipe: TrainingRecipe, out: Path | str) -> tuple
     return next(iter(scales.values()), None)
 
 
+def trained_origins(phase: str, recipe: TrainingRecipe, out: Path | str) -> dict[str, bool]:
+    """By part, whether the weights that a phase starts from have been trained. Those of a file have.
+
+    Raises PhaseError when a part starts from an earlier phase that left it at random numbers, unless the phase's
+    untrained_base is set.
+    """
+    settings = recipe.phases[phase]
+    trained: dict[str, bool] = {}
+    for part, origin in settings.weights.items():
+        name, other_part = split_origin(origin)
+        if origin == "new" or name.endswith(".safetensors"):
+            trained[part] = origin != "new"
+            continue
+        about = about_weights(out, name) or {}
+        trained[part] = about.get("trained", {}).get(other_part or part, True)  # old weights do not say
+        if not trained[part] and not settings.untrained_base:
+            raise PhaseError(
+                f"phase {phase} starts its {part} from {origin}, which nothing has trained: its weights are still "
+                f"random. Give phase {name} steps, or published weights; or, to learn from nothing, set "
+                f"phases.{phase}.untrained_base"
+            )
+    return trained
+
+
 def latent_scale_in(about: Mapping[str, Any]) -> tuple[float, ...] | None:
     """The divisor of latents in a weights.json, or in a checkpoint's progress.json. () for 1.
 
@@ -291,7 +315,7 @@ def settings_of(recipe: TrainingRecipe, phase: str, dataset: str, without_defaul
         exclude_defaults=without_defaults,
     )
     of_phase: PhaseSettings = recipe.phases[phase]
-    left_out = {"steps"} if recipe.optimizer.decay == "none" else set()
+    left_out = {"untrained_base", *(["steps"] if recipe.optimizer.decay == "none" else [])}
     phase_settings = of_phase.model_dump(mode="json", exclude=left_out, exclude_defaults=without_defaults)
     return {"dataset": dataset, **settings, "phase": phase_settings}
 

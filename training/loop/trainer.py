@@ -89,6 +89,7 @@ class _PhaseRun:
         latest = checkpoint.latest(self._checkpoints)
         progress = checkpoint.read_progress(self._checkpoints, latest) if latest else {}
         if latest is None:
+            self._trained_origins = phases.trained_origins(job.phase, job.recipe, job.out)
             model = learner.model(phases.starting_scale(job.phase, job.recipe, job.out))
         else:
             _check_same_settings(job, progress["settings"], settings)
@@ -132,10 +133,13 @@ class _PhaseRun:
                 local_tensor(parameter).copy_(learner.new_weight(model, name)[place] if value is None else value)
 
     def _origins(self) -> dict[str, Any]:
-        """The origin and sha256 of the weights that the phase starts from, by part."""
+        """By part, the origin and sha256 of the weights that the phase starts from, and whether they were trained."""
         hashes = phases.part_hashes(dict(self._model.named_parameters()), self._learner.part_of, self._group)
         origins = self._job.settings.weights.items()
-        return {part: {"origin": origin, "sha256": hashes[part]} for part, origin in origins}
+        return {
+            part: {"origin": origin, "sha256": hashes[part], "trained": self._trained_origins[part]}
+            for part, origin in origins
+        }
 
     def _prepare_optimizer(self) -> None:
         settings = self._job.recipe.optimizer
@@ -354,6 +358,10 @@ class _PhaseRun:
             "settings": self._settings,
             **self._learner.about(self._model),
             "started_from": self._started_from,
+            "trained": {
+                part: start.get("trained", True) or (self._step > 0 and part in self._job.settings.train)
+                for part, start in self._started_from.items()
+            },
             "parts": {
                 phases.WEIGHTS: phases.part_hashes(model, part_of, group),
                 phases.AVERAGED: phases.part_hashes(averaged, part_of, group),

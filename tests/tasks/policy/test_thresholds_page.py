@@ -17,7 +17,7 @@ def rows(heading: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
 
 
-@pytest.mark.parametrize("name", ["active_mind", "physavatar", "paper"])
+@pytest.mark.parametrize("name", ["active_mind", "physavatar", "active_mind_paper", "physavatar_paper"])
 def test_the_page_lists_every_rule_with_its_threshold(name: str) -> None:
     rules = load_recipe(name).policy.all_rules()
     expected = [(key, rule.score, rule.demand) for key, rule in rules]

@@ -104,8 +104,12 @@ def test_phases_of_the_real_model_start_where_they_should(puppets: Path, tmp_pat
 def test_samples_have_picture_sound_and_a_measured_sync_gain(puppets: Path, tmp_path: Path) -> None:
     import av
 
-    train_phase(job(puppets, tmp_path, sample_every=2, trackers=["tensorboard"], samples=2), WorkerGroup())
-    folder = tmp_path / "base" / "samples" / "step-00000002"
+    train_phase(job(puppets, tmp_path, sample_every=2), WorkerGroup())
+    assert len(list((tmp_path / "base" / "samples" / "step-00000002").glob("*.mp4"))) == 1
+    assert not [row for row in read_metrics(tmp_path / "base" / "metrics.jsonl") if "sync_gain" in row]  # it is deaf
+    job_with_sound = job(puppets, tmp_path, "warmup", sample_every=2, trackers=["tensorboard"], samples=2)
+    train_phase(job_with_sound, WorkerGroup())
+    folder = tmp_path / "warmup" / "samples" / "step-00000002"
     videos, strips = sorted(folder.glob("*.mp4")), sorted(folder.glob("*.png"))
     assert len(videos) == len(strips) == 2
     for video in videos:
@@ -114,7 +118,7 @@ def test_samples_have_picture_sound_and_a_measured_sync_gain(puppets: Path, tmp_
         with av.open(str(video)) as container:
             heard = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
             assert np.abs(heard).max() > 0.01
-    rows = read_metrics(tmp_path / "base" / "metrics.jsonl")
+    rows = read_metrics(tmp_path / "warmup" / "metrics.jsonl")
     gains = [row for row in rows if "sync_gain" in row]
     assert [row["step"] for row in gains] == [2]
     row = gains[0]
@@ -122,7 +126,7 @@ def test_samples_have_picture_sound_and_a_measured_sync_gain(puppets: Path, tmp_
     told = {"loss", "grad_norm", "learning_rate", "data_wait", "tokens_per_s", "tflops_per_s", "step_s"}
     assert told <= rows[0].keys()
     assert "mfu" not in rows[0]  # the peak of a CPU is not known
-    events = list((tmp_path / "base" / "tensorboard").glob("events.out.tfevents.*"))
+    events = list((tmp_path / "warmup" / "tensorboard").glob("events.out.tfevents.*"))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     shown = EventAccumulator(str(events[0]))
@@ -143,7 +147,7 @@ def make_previews(group: WorkerGroup, job: Job, folder: Path) -> None:
 
 
 def test_workers_share_out_the_samples(puppets: Path, tmp_path: Path) -> None:
-    asked = job(puppets, tmp_path, samples=3)
+    asked = job(puppets, tmp_path, "warmup", samples=3)
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     make_previews(WorkerGroup(), asked, tmp_path / "one")
@@ -161,10 +165,11 @@ def test_workers_share_out_the_samples(puppets: Path, tmp_path: Path) -> None:
 
 def test_several_speakers_train_with_their_masks(tmp_path: Path) -> None:
     make_puppets(tmp_path / "two", 6, frames=17, two=True)
-    faceless = replace(job(tmp_path / "two", tmp_path / "out", sample_every=2), probe=lambda *_: None)
+    train_phase(job(tmp_path / "two", tmp_path / "out", sample_every=2), WorkerGroup())
+    faceless = replace(job(tmp_path / "two", tmp_path / "out", "warmup", sample_every=2), probe=lambda *_: None)
     train_phase(faceless, WorkerGroup())
     # a probe that measures nothing, like one that finds no face, is replaced by the one for any video
-    told = read_metrics(tmp_path / "out" / "base" / "metrics.jsonl")[-1]
+    told = read_metrics(tmp_path / "out" / "warmup" / "metrics.jsonl")[-1]
     assert 0.8 < told["sync/data"] <= 1 and -1 <= told["sync_gain"] <= 1
     after = load_file(Path(phases.phase_weights_folder(tmp_path / "out", "base")) / phases.WEIGHTS)
     before = dict(new_model(ActiveMindLearner(job(tmp_path / "two", tmp_path), WorkerGroup())).named_parameters())
@@ -201,6 +206,22 @@ def test_two_workers_that_share_every_sample_train_as_one_does(puppets: Path, tm
     (alone, *_), (shared, *_) = (read_metrics(tmp_path / name / "base" / "metrics.jsonl") for name in ("one", "two"))
     assert shared["loss"] == pytest.approx(alone["loss"], rel=1e-5)
     assert shared["grad_norm"] == pytest.approx(alone["grad_norm"], rel=1e-4)
+
+
+def test_while_the_base_trains_the_audio_branch_is_not_in_its_output(puppets: Path, tmp_path: Path) -> None:
+    losses = {}
+    for phase in ("base", "warmup"):
+        learner = ActiveMindLearner(job(puppets, tmp_path, phase), WorkerGroup())
+        model, batch = new_model(learner), next(iter(learner.loader()))
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+            before = learner.losses(model, batch).values
+            for name, parameter in model.named_parameters():
+                if learner.part_of(name) == "audio":
+                    parameter.add_(0.1)
+            losses[phase] = torch.equal(learner.losses(model, batch).values, before)
+    assert losses == {"base": True, "warmup": False}
 
 
 def with_states(members: Members) -> Members:

@@ -107,7 +107,12 @@ def test_after_warmup_text_and_video_are_back_at_base_and_audio_is_not(tmp_path:
     # weights.json says the same
     about = phases.about_weights(tmp_path, "main")
     assert about is not None
-    assert about["started_from"]["audio"] == {"origin": "warmup", "sha256": ended["warmup"]["audio"]}
+    assert about["started_from"]["audio"] == {
+        "origin": "warmup",
+        "sha256": ended["warmup"]["audio"],
+        "trained": True,
+    }
+    assert about["trained"] == dict.fromkeys(("video", "text", "audio"), True)
     assert about["parts"][phases.AVERAGED] == ended["main"]
     assert about["parts"][phases.WEIGHTS] == phases.part_hashes(weights(tmp_path, "main", phases.WEIGHTS), part)
     assert about["recipe"] == {"name": "tiny", "hash": job(tmp_path).recipe.digest()}
@@ -140,6 +145,21 @@ def test_a_phase_whose_origin_is_missing_or_of_another_model_is_refused(tmp_path
     with pytest.raises(PhaseError, match="it cannot be read"):
         train_phase(job(tmp_path, "warmup"), WorkerGroup())
     assert not (tmp_path / "warmup" / "checkpoints").exists()
+
+
+def test_a_base_that_was_never_trained_is_refused(tmp_path: Path) -> None:
+    train_phase(job(tmp_path, steps=0), WorkerGroup())
+    with pytest.raises(PhaseError, match=r"phase warmup starts its video from base, which nothing has trained"):
+        train_phase(job(tmp_path, "warmup"), WorkerGroup())
+    asked = job(tmp_path, "warmup")
+    warmup = asked.recipe.phases["warmup"].model_copy(update={"untrained_base": True})
+    allowed = asked.recipe.model_copy(update={"phases": {**asked.recipe.phases, "warmup": warmup}})
+    train_phase(replace(asked, recipe=allowed), WorkerGroup())
+    # the warm-up has trained all parts, but main takes video and text from the base again
+    with pytest.raises(PhaseError, match=r"phase main starts its video from base, which nothing has trained"):
+        train_phase(job(tmp_path, "main"), WorkerGroup())
+    train_phase(job(tmp_path), WorkerGroup())  # now the base is trained
+    train_phase(job(tmp_path, "main"), WorkerGroup())
 
 
 def test_weights_can_come_from_a_file(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from training.loop.job import Job
 from training.loop.parallel import WorkerGroup, full_tensor
 from training.loop.trainer import train_phase
 
-WIDTH, DEPTH = 1024, 32
+WIDTH, DEPTH = 1024, 48
 BLOCK = 4 * 3 * WIDTH * (WIDTH + 1)  # bytes
 
 
@@ -29,7 +29,7 @@ class WideBlock(nn.Module):
 
 
 class Wide(Tiny):
-    """A model of 400 MB."""
+    """A model of 600 MB."""
 
     def model(self, latent_scale: tuple[float, ...] | None = None) -> nn.Module:
         with torch.device("meta"):

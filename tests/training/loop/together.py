@@ -18,8 +18,9 @@ from training.loop.trainer import train_phase
 
 
 @cache
-def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(2, multiprocessing.get_context("spawn"))
+def _processes() -> list[ProcessPoolExecutor]:
+    """One process for each rank. PyTorch keeps what follows from a process's rank, so it must not change."""
+    return [ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) for _ in range(2)]
 
 
 def on_two_workers(folder: Path, function: Callable[..., object], *arguments: Any) -> None:
@@ -28,13 +29,16 @@ def on_two_workers(folder: Path, function: Callable[..., object], *arguments: An
     folder: where the workers meet. Raises what the function raises.
     """
     meeting = str(folder / f"meeting-{secrets.token_hex(4)}")
-    pool = _pool()
-    calls = [pool.submit(_call, rank, meeting, dict(os.environ), function, arguments) for rank in range(2)]
+    calls = [
+        process.submit(_call, rank, meeting, dict(os.environ), function, arguments)
+        for rank, process in enumerate(_processes())
+    ]
     done, _ = wait(calls, return_when=FIRST_EXCEPTION)
     if any(call.exception() for call in done):  # the other worker may wait for the one that failed
-        for process in list((pool._processes or {}).values()):
-            process.kill()
-        _pool.cache_clear()
+        for executor in _processes():
+            for process in list((executor._processes or {}).values()):
+                process.kill()
+        _processes.cache_clear()
     for call in done:
         call.result()
 

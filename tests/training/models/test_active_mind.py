@@ -196,6 +196,20 @@ def test_every_parameter_learns(model: ActiveMind) -> None:
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
 
 
+def test_without_sound_nothing_of_the_audio_branch_is_in_the_output(model: ActiveMind) -> None:
+    mask = torch.ones(2, 2, 1, 4, 6, dtype=torch.bool)
+    silent = replace(conditions_of(), audio=None)
+    before = [velocity(model, latents_of(), replace(silent, speaker_mask=of)) for of in (None, mask)]
+    assert torch.equal(*before)
+    heard = velocity(model, latents_of(), conditions_of())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if part_of(name) == "audio":
+                parameter.normal_(std=3.0)
+    assert torch.equal(velocity(model, latents_of(), silent), before[0])
+    assert not torch.equal(velocity(model, latents_of(), conditions_of()), heard)
+
+
 def test_dropped_sound_and_text_are_the_same_whatever_they_were(model: ActiveMind) -> None:
     yes = torch.ones(2, dtype=torch.bool)
     dropped = replace(conditions_of(), drop_audio=yes, drop_text=yes)

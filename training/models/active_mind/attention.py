@@ -54,7 +54,7 @@ class AttentionLayout:
     frame_tokens: int
     """Visual tokens of a frame."""
     speakers: int
-    """Speakers. Each has `frames` audio tokens. The tokens of a speaker stand together."""
+    """Speakers. Each has `frames` audio tokens. The tokens of a speaker stand together. 0: no audio tokens at all."""
     text_tokens: int
     """Text tokens, padding included."""
     text_count: Tensor
@@ -157,9 +157,12 @@ def _near_heads(
     text_gather = text_index.flatten(1)[:, None, :, None].expand(-1, heads, -1, head_dim)
 
     def near(of_audio: Tensor, of_text: Tensor) -> Tensor:
+        of_frame = of_text.gather(2, text_gather).unflatten(2, (all_frames, -1))
+        if not layout.speakers:
+            return of_frame
         by_speaker = of_audio.unflatten(2, (layout.speakers, -1)).index_select(3, audio_index.flatten())
         by_frame = by_speaker.unflatten(3, (all_frames, num_audio)).transpose(2, 3).flatten(3, 4)
-        return torch.cat((by_frame, of_text.gather(2, text_gather).unflatten(2, (all_frames, -1))), dim=3)
+        return torch.cat((by_frame, of_frame), dim=3)
 
     text_allowed = (text_index < layout.text_count[:, None, None])[:, None, :, None]
     tokens = 1

@@ -45,7 +45,10 @@ class Branch(nn.Module):
             self.down = Linear(shape.mlp, width)
 
     def project_qkv(self, x: Tensor, modulation: tuple[Tensor, ...], cos_sin: tuple[Tensor, Tensor]) -> QueryKeyValue:
-        """Query, key and value of tokens x [batch, tokens, width]."""
+        """Query, key and value of tokens x [batch, tokens, width]. There may be no tokens."""
+        if not x.shape[1]:
+            nothing = x.new_zeros(len(x), self.heads, 0, self.norm_key.size)
+            return QueryKeyValue(None if self.only_read else nothing, nothing, nothing)
         parts = self.qkv(modulated(x, modulation[0], modulation[1])).unflatten(-1, (-1, self.heads, self.norm_key.size))
         *query, key, value = parts.unbind(2)
         rotated = [apply_rope(self.norm_query(q), *cos_sin).to(value.dtype).transpose(1, 2) for q in query]
@@ -54,6 +57,8 @@ class Branch(nn.Module):
 
     def residual_update(self, x: Tensor, attended: Tensor, modulation: tuple[Tensor, ...]) -> Tensor:
         """Tokens x [batch, tokens, width] after the attention's output [batch, heads, tokens, head_dim] and the MLP."""
+        if not x.shape[1]:
+            return x
         _, _, gate, mlp_shift, mlp_scale, mlp_gate = modulation
         x = gated(x, self.out(attended.transpose(1, 2).flatten(2)), gate)
         hidden = self.up(modulated(x, mlp_shift, mlp_scale))

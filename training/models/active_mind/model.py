@@ -28,9 +28,9 @@ from training.models.sequence_parallel import SequenceGroup
 class Conditions:
     """The conditions of a batch of clips, besides its clean frames."""
 
-    audio: Tensor
+    audio: Tensor | None
     """[batch, frames, window, features] float32, sound of the 4n + 1 pixel frames. Several speakers: [batch, speakers,
-    frames, window, features]."""
+    frames, window, features]. None: there are no audio tokens, so that nothing of the audio branch is in the output."""
     text: Tensor
     """[batch, tokens, text_dim] float32."""
     text_mask: Tensor
@@ -160,11 +160,12 @@ class ActiveMind(nn.Module):
         all_frames = latents.shape[2]
         no_text = conditions.drop_text | ~conditions.text_mask.any(1)
         layout = self._layout(latents, conditions, no_text, rows * columns, pseudo_last)
-        x = PerBranch(
-            self._visual_tokens(latents),
-            self.audio_in(_audio_by_latent(conditions.audio), conditions.drop_audio),
-            self.text_in(conditions.text, no_text),
-        )
+        video, text = self._visual_tokens(latents), self.text_in(conditions.text, no_text)
+        if conditions.audio is None:
+            audio = text[:, :0]
+        else:
+            audio = self.audio_in(_audio_by_latent(conditions.audio), conditions.drop_audio)
+        x = PerBranch(video, audio, text)
         noisy, still = self.noise_level(torch.cat((sigma, sigma.new_zeros(1)))).split((len(sigma), 1))
         by_frame = torch.where(clean[:, :, None, None], still[:, None], noisy[:, None])
         timestep_embedding = PerBranch(by_frame, noisy[:, None], noisy[:, None])
@@ -200,10 +201,11 @@ class ActiveMind(nn.Module):
                 f"a height and width that {patch} divides"
             )
         frames -= pseudo_last is not None
-        audio, expected = conditions.audio.shape[-3:], (settings.audio_window, settings.audio_features)
-        if tuple(audio) != (video_frames(frames), *expected):
+        expected = (settings.audio_window, settings.audio_features)
+        audio = None if conditions.audio is None else tuple(conditions.audio.shape[-3:])
+        if audio not in (None, (video_frames(frames), *expected)):
             raise ValueError(
-                f"sound of {list(audio)} [frames, window, features]: {frames} latent frames and this model take "
+                f"sound of {list(audio or ())} [frames, window, features]: {frames} latent frames and this model take "
                 f"{[video_frames(frames), *expected]}"
             )
         if conditions.text.shape[-1] != settings.text_dim:
@@ -221,8 +223,10 @@ class ActiveMind(nn.Module):
         self, latents: Tensor, conditions: Conditions, no_text: Tensor, frame_tokens: int, pseudo_last: int | None
     ) -> AttentionLayout:
         all_frames, patch = latents.shape[2], self.settings.shape.patch
-        regions = None
-        if conditions.speaker_mask is not None:
+        regions, speakers = None, 0
+        if conditions.audio is not None:
+            speakers = conditions.audio.shape[1] if conditions.audio.dim() == 5 else 1
+        if conditions.speaker_mask is not None and speakers:
             regions = regions_of(
                 conditions.speaker_mask, all_frames, latents.shape[3] // patch, latents.shape[4] // patch
             )
@@ -231,7 +235,7 @@ class ActiveMind(nn.Module):
             frames=all_frames - (pseudo_last is not None),
             extra=int(pseudo_last is not None),
             frame_tokens=frame_tokens,
-            speakers=conditions.audio.shape[1] if conditions.audio.dim() == 5 else 1,
+            speakers=speakers,
             text_tokens=conditions.text.shape[1],
             # the null text is one token long, whatever the length of the text that it replaces
             text_count=conditions.text_mask.sum(1).masked_fill(no_text, 1),
