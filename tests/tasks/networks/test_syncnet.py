@@ -259,6 +259,7 @@ def test_the_stage_finds_late_audio_at_24_frames_a_second(clip_at: Callable[[int
     assert stage.measure(hidden).columns == {**dict.fromkeys(Sync.columns), "reason": "no face"}
 
 
+@pytest.mark.slow
 def test_the_stage_can_detect_the_face_itself(clip_at: Callable[[int], Clip]) -> None:
     settings = SyncSettings(backend="syncnet", faces="s3fd", min_s=2.0)
     stage = Sync(settings)

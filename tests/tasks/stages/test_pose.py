@@ -228,6 +228,7 @@ def test_x_poses_batch_is_what_its_resources_say() -> None:
     assert XPoseTokens.resources.batch == BATCH
 
 
+@pytest.mark.slow
 def test_tokens_of_x_pose_have_the_same_layout(weights_folder: Path, clip_of: ClipOf) -> None:
     clip = clip_of("talk_3s.mp4", fps=1, short_side=120)
     stage = Pose(XPOSE)

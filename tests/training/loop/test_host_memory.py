@@ -89,7 +89,7 @@ def prepare(group: WorkerGroup, job: Job, out: Path) -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
-@pytest.mark.parametrize("origin", ["new", "base.text"])
+@pytest.mark.parametrize("origin", [pytest.param("new", marks=pytest.mark.slow), "base.text"])
 def test_a_worker_starts_with_its_share_and_one_block(tmp_path: Path, origin: str) -> None:
     mine = job(tmp_path, "base" if origin == "new" else "warmup", learner=Wide, sharding="fsdp")
     if origin != "new":
