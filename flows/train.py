@@ -31,7 +31,7 @@ from training.learners.active_mind import ActiveMindLearner
 from training.loop.checkpoint import CheckpointError
 from training.loop.job import Job, PhaseResult, TrainingError
 from training.loop.launch import launch
-from training.loop.phases import PhaseError
+from training.loop.phases import PhaseError, check_origins
 from training.loop.tracking import METRICS, check_mlflow, read_metrics
 
 # What a user can mend: shown as one message, without a traceback.
@@ -80,6 +80,7 @@ def train(parameters: TrainParameters) -> list[PhaseResult]:
     chosen = recipe.chosen(parameters.phases)
     _check_tiers(recipe, chosen, parameters.manifest)
     check_text(parameters.manifest, recipe.data.tiers, recipe.data.latents)
+    check_origins(recipe, chosen, parameters.out.rstrip("/"))
     if "mlflow" in recipe.run.trackers:
         check_mlflow()
     results: list[PhaseResult] = []

@@ -48,7 +48,9 @@ def no_footage(manifest: str, bad: Sequence[BadRow] = ()) -> ManifestError:
             f"{manifest}: no footage in it; the first of {len(bad)} bad rows: {bad[0].where}: {bad[0].reason}"
         )
     extensions = " ".join(sorted(MEDIA_EXTENSIONS))
-    return ManifestError(f"{manifest}: no footage in it; of a folder, files with these extensions count: {extensions}")
+    return ManifestError(
+        f"{manifest}: no footage in it; if it is a folder, files with these extensions count: {extensions}"
+    )
 
 
 def _is_of_a_run(uri: str, footage: str, runs: dict[str, bool]) -> bool:

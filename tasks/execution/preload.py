@@ -10,7 +10,6 @@ import soundfile  # noqa: F401
 import tasks.execution.jobs
 import tasks.execution.measure  # noqa: F401
 from tasks.stages import mediapipe
-from tasks.weights.missing import MissingBackend
 
-with contextlib.suppress(MissingBackend):
+with contextlib.suppress(Exception):  # a worker that needs it says what is wrong with it
     mediapipe.solution("holistic")

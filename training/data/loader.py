@@ -19,8 +19,9 @@ import hashlib
 import logging
 import threading
 from collections import Counter, OrderedDict
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from itertools import islice
 from queue import Full, Queue
 from typing import Any
@@ -121,7 +122,7 @@ class Loader:
         text_tokens: tokens of each text. Longer texts are cut off, shorter ones are padded.
         cache: a folder, local or any address, for shard indexes and for latents made here.
         max_bad: share of samples that may be unreadable.
-        denylist: a text file of clip ids that are left out, one a line, `#` before a comment. Local or any address.
+        denied: clip ids that are left out (`read_denylist`). They may differ from those of the run that is resumed.
 
     Batches and workers:
         batch: samples of all workers together.
@@ -156,7 +157,7 @@ class Loader:
         text_tokens: int = 64,
         cache: str | None = None,
         max_bad: float = 0.01,
-        denylist: str | None = None,
+        denied: Collection[str] = (),
         shuffle: int = 2048,
         workers: int = 2,
         ahead: int = 4,
@@ -176,7 +177,7 @@ class Loader:
         sound = sound_features_of(address, self._cache)
         self._reader = SampleReader(self._storage, self._shards, clip_latents, sound)
         self._order = SampleOrder([shard.samples for shard in self._shards], seed, shuffle)
-        self._denied = _read_denylist(denylist) if denylist else frozenset()
+        self._denied = frozenset(denied)
         self._workers, self._ahead = workers, ahead
         self._state = PlanState()
         checksums = hashlib.sha256(" ".join(shard.sha256 for shard in self._shards).encode()).hexdigest()[:12]
@@ -259,7 +260,8 @@ class Loader:
             return self._find_buckets(places, pool)
 
         try:
-            for planned in plan_batches(self._order, find_buckets, self._batch, self._state):
+            state = self._without_denied(self._state, pool)
+            for planned in plan_batches(self._order, find_buckets, self._batch, state):
                 put((planned.state, pool.submit(self._make_batch, planned)))
                 if stop.is_set():
                     return
@@ -271,9 +273,22 @@ class Loader:
         except BaseException as error:
             put(error)
 
+    def _without_denied(self, state: PlanState, pool: ThreadPoolExecutor) -> PlanState:
+        """A state without the waiting samples that the denylist names. They may have been added to it since."""
+        if not self._denied or not state.pending:
+            return state
+        entries = self._entries(list(state.pending), pool)
+        kept = [place for place, entry in zip(state.pending, entries, strict=True) if entry.key not in self._denied]
+        return replace(state, pending=tuple(kept))
+
     def _find_buckets(
         self, places: list[SamplePlace], pool: ThreadPoolExecutor
     ) -> list[tuple[Bucket, BatchSample] | None]:
+        entries = self._entries(places, pool)
+        return [self._bucket_of(place, entry) for place, entry in zip(places, entries, strict=True)]
+
+    def _entries(self, places: list[SamplePlace], pool: ThreadPoolExecutor) -> list[Entry]:
+        """What the shard indexes say of samples. Raises LoaderError when the shards cannot be read."""
         shards = sorted({place.shard for place in places})
         for shard in shards:
             if shard not in self._indexes:
@@ -287,7 +302,7 @@ class Loader:
         max_samples = 2 * sum(self._shards[shard].samples for shard in shards)
         while sum(self._shards[shard].samples for shard in self._indexes) > max_samples:
             self._indexes.popitem(last=False)
-        return [self._bucket_of(place, indexes[place.shard].entries[place.sample]) for place in places]
+        return [indexes[place.shard].entries[place.sample] for place in places]
 
     def _bucket_of(self, place: SamplePlace, entry: Entry) -> tuple[Bucket, BatchSample] | None:
         if entry.key in self._denied:
@@ -350,8 +365,8 @@ class Loader:
         return batch
 
 
-def _read_denylist(address: str) -> frozenset[str]:
-    """The clip ids of a denylist. Raises LoaderError."""
+def read_denylist(address: str) -> frozenset[str]:
+    """The clip ids in a text file at any address: one a line, `#` before a comment. Raises LoaderError."""
     try:
         with local_copy(address) as path:
             lines = path.read_text(encoding="utf-8").splitlines()

@@ -5,6 +5,7 @@ its sound shifted by half the clip. A probe measures how well the mouth of each 
 conditioning on sound can make the first better than the other two. That difference is the sync gain.
 """
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
 # (frames [frames, height, width, 3] uint8, frames a second, samples at 16 kHz) -> how well the mouth follows the
 # sound, more is better; None where it cannot be measured
 SyncProbe = Callable[[np.ndarray, int, np.ndarray], float | None]
+
+_log = logging.getLogger(__name__)
 
 _STRIP_FRAMES = 8  # side by side in the image of a sample
 
@@ -88,6 +91,12 @@ class Previews:
             audios.append([subject.audio])
             if self._sync_probe is not None:
                 audios[-1] += [self._silence(subject), np.roll(subject.audio, subject.audio.shape[-3] // 2, axis=-3)]
+        if len({tuple(keys) for keys in group.gather([subject.key for subject in self._subjects])}) > 1:
+            _log.warning(
+                "no samples at step %d: not every worker could read the same clips; the next ones try again", step
+            )
+            self._subjects = list(_subjects(self._job, self._sound_features))
+            return {}
         wanted = [(subject, audio) for subject, of in zip(self._subjects, audios, strict=True) for audio in of]
         sampled = iter(self._sample_all(model, wanted, group))
         if not group.is_leader:
@@ -121,7 +130,10 @@ class Previews:
     def _sample_all(
         self, model: ActiveMind, wanted: Sequence[tuple[Subject, np.ndarray | None]], group: WorkerGroup
     ) -> list[Tensor]:
-        """The latents of each subject with each sound, as `_sample` gives them. The workers share them out."""
+        """The latents of each subject with each sound, as `_sample` gives them, on the leading worker.
+
+        The workers share them out.
+        """
         own: list[Tensor] = []
         for first in range(0, len(wanted), group.data_size):
             number = first + group.data_rank
@@ -129,7 +141,9 @@ class Previews:
             latents = self._sample(model, *wanted[min(number, len(wanted) - 1)], group)
             if number < len(wanted):
                 own.append(latents)
-        parts = group.gather(own)[:: group.sequence_parallel]
+        parts = group.gather_on_leader(own)[:: group.sequence_parallel]
+        if not parts:
+            return []
         return [parts[number % len(parts)][number // len(parts)] for number in range(len(wanted))]
 
     def _probe(self, subject: Subject) -> tuple[SyncProbe, float] | None:

@@ -10,14 +10,15 @@ from torch import Tensor, nn
 
 from data_manifests.dataset import load
 from data_manifests.storage import Storage
+from tasks.networks.latent_geometry import SPATIAL_STRIDE
 from training.config import TrainingRecipe
 from training.data import whitening
 from training.data.batch import Batch
-from training.data.loader import Loader, tiers_within
+from training.data.loader import Loader, read_denylist, tiers_within
 from training.data.sample_reader import SoundFeatures, sound_features_of
 from training.generate.previews import Previews
 from training.loop import flow_matching, phases
-from training.loop.job import Job, Losses
+from training.loop.job import Job, Losses, TrainingError
 from training.loop.parallel import WorkerGroup, unwrap
 from training.loop.rng import generator_for
 from training.loop.tracking import Trackers
@@ -136,6 +137,9 @@ class ActiveMindLearner:
 
     def loader(self) -> Loader:
         job, data, phase = self._job, self._recipe.data, self._job.settings
+        denylist = data.denylist
+        # read once, since a file that is edited meanwhile would give workers other data
+        denied = self._group.run_on_leader(lambda: read_denylist(denylist)) if denylist else frozenset[str]()
         return Loader(
             job.manifest,
             tiers=tiers_within(data.tiers, phase.tier),
@@ -151,12 +155,13 @@ class ActiveMindLearner:
             text_tokens=data.latents.max_tokens,
             cache=self._cache,
             max_bad=data.max_bad,
-            denylist=data.denylist,
+            denied=denied,
         )
 
     def losses(self, model: nn.Module, batch: Batch) -> Losses:
         device, unwrapped = batch.latents.device, unwrap(model)
         assert isinstance(unwrapped, MindAndMasks)
+        self._check_shares(batch)
         data = unwrapped.network.scaled(batch.latents)
         sigmas, noises = [], []
         for epoch, key in zip(batch.epochs, batch.keys, strict=True):
@@ -174,6 +179,19 @@ class ActiveMindLearner:
         if prediction.masks is not None and batch.speaker_mask is not None:
             values = values + mask_loss(prediction.masks, batch.speaker_mask)
         return Losses(values, sigma)
+
+    def _check_shares(self, batch: Batch) -> None:
+        """Raise TrainingError, on all workers, when workers cannot share this batch's visual tokens evenly."""
+        patch, workers = self._settings.shape.patch, self._group.sequence_parallel
+        rows, columns = (size // patch for size in batch.latents.shape[3:])
+        if rows * columns % workers:
+            heads = self._settings.shape.heads
+            fitting = [str(n) for n in range(1, heads + 1) if rows * columns % n == 0 and heads % n == 0]
+            height, width = (size * SPATIAL_STRIDE for size in batch.latents.shape[3:])
+            raise TrainingError(
+                f"clips of {width}x{height} have {rows}x{columns} visual tokens a frame, which {workers} workers "
+                f"cannot share evenly; for them run.sequence_parallel can be {', '.join(fitting)}"
+            )
 
     def work(self, batch: Batch) -> tuple[int, float]:
         patch = self._settings.shape.patch

@@ -11,10 +11,12 @@ from typing import Any
 from data_manifests.samples import one_line
 from data_manifests.storage import Storage
 from tasks.execution.run_lock import OutputError, exclusive
+from training.config import TrainingRecipe
 from training.loop.job import Job, PhaseResult, TrainingError
 from training.loop.stopping import StopFile, passing_stops_on
 from training.loop.tracking import MLFLOW_VARIABLES
 from training.loop.trainer import train_phase
+from training.models.active_mind.config import SIZES
 
 # Ray Train's second version, and no usage statistics
 _RAY_SETTINGS = {"RAY_TRAIN_V2_ENABLED": "1", "RAY_USAGE_STATS_ENABLED": "0"}
@@ -31,10 +33,11 @@ def launch(job: Job, workers: int = 1, ray: str | None = None) -> PhaseResult:
     uses the output folder (an object store cannot tell), or the output cannot be written to; TrainingError when workers
     were lost more often than the recipe's training.run.max_failures.
     """
-    _check_number(workers, job.recipe.run.sequence_parallel, job.recipe.data.batch)
+    _check_number(workers, job.recipe)
     out = Storage(str(job.out))
     _try_writing(out)
     with exclusive(out):
+        StopFile(job.folder).remove()  # of an earlier run that was killed
         if workers == 1 and ray is None:
             from training.loop.parallel import WorkerGroup, device_here
 
@@ -42,11 +45,19 @@ def launch(job: Job, workers: int = 1, ray: str | None = None) -> PhaseResult:
         return _on_ray(job, out, workers, ray)
 
 
-def _check_number(workers: int, sharing: int, batch: int) -> None:
-    """See that so many workers, `sharing` of which share each sample, share a batch evenly. Raises TrainingError."""
+def _check_number(workers: int, recipe: TrainingRecipe) -> None:
+    """See that so many workers share a batch evenly, and the model's heads where they share samples. Raises
+    TrainingError."""
+    sharing, batch, heads = recipe.run.sequence_parallel, recipe.data.batch, SIZES[recipe.size].heads
+    if heads % sharing:
+        fitting = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
+        raise TrainingError(
+            f"run.sequence_parallel: {sharing} workers cannot share the {heads} heads of size {recipe.size} evenly; "
+            f"it can be {fitting}"
+        )
     if workers % sharing or batch % (workers // sharing):
-        fitting = [sharing * n for n in range(1, batch + 1) if batch % n == 0]
-        nearest = sorted(sorted(fitting, key=lambda n: abs(n - workers))[:2])
+        numbers = [sharing * n for n in range(1, batch + 1) if batch % n == 0]
+        nearest = sorted(sorted(numbers, key=lambda n: abs(n - workers))[:2])
         of = f" with {sharing} of them on each sample" if sharing > 1 else ""
         few = " or ".join(map(str, nearest))
         raise TrainingError(f"{workers} workers do not share a batch of {batch} evenly{of}; take {few}")

@@ -94,6 +94,14 @@ class WorkerGroup:
         dist.all_gather_object(values, value)
         return values
 
+    def gather_on_leader(self, value: Any) -> list[Any]:
+        """Every worker's value by rank, on the leading worker. Empty on the others."""
+        if self.size == 1:
+            return [value]
+        values: list[Any] | None = [None] * self.size if self.is_leader else None
+        dist.gather_object(value, values)
+        return values or []
+
     def run_on_leader(self, make: Callable[[], MadeT]) -> MadeT:
         """Call `make` on the leading worker and return its result on every worker. For small results only.
 

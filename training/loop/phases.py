@@ -9,6 +9,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, cast
 
 import torch
@@ -163,8 +164,29 @@ def starting_scale(phase: str, recipe: TrainingRecipe, out: Path | str) -> tuple
     return next(iter(scales.values()), None)
 
 
-def trained_origins(phase: str, recipe: TrainingRecipe, out: Path | str) -> dict[str, bool]:
+Trained = dict[str, dict[str, bool]]  # phase -> part -> whether its weights have been trained
+
+
+def check_origins(recipe: TrainingRecipe, chosen: Sequence[str], out: Path | str) -> None:
+    """See that no chosen phase would start from weights that nothing has trained, before the first one begins.
+
+    Raises PhaseError.
+    """
+    made: Trained = {}
+    for phase in chosen:
+        settings = recipe.phases[phase]
+        made[phase] = {
+            part: trained or (settings.steps > 0 and part in settings.train)
+            for part, trained in trained_origins(phase, recipe, out, made).items()
+        }
+
+
+def trained_origins(
+    phase: str, recipe: TrainingRecipe, out: Path | str, made: Mapping[str, Mapping[str, bool]] = MappingProxyType({})
+) -> dict[str, bool]:
     """By part, whether the weights that a phase starts from have been trained. Those of a file have.
+
+    made: what earlier phases of this run will have trained. Of others, their weights.json says it.
 
     Raises PhaseError when a part starts from an earlier phase that left it at random numbers, unless the phase's
     untrained_base is set.
@@ -176,13 +198,18 @@ def trained_origins(phase: str, recipe: TrainingRecipe, out: Path | str) -> dict
         if origin == "new" or name.endswith(".safetensors"):
             trained[part] = origin != "new"
             continue
-        about = about_weights(out, name) or {}
-        trained[part] = about.get("trained", {}).get(other_part or part, True)  # old weights do not say
+        known = made[name] if name in made else (about_weights(out, name) or {}).get("trained", {})
+        trained[part] = known.get(other_part or part, True)  # old weights do not say
         if not trained[part] and not settings.untrained_base:
+            earlier, needed = recipe.phases[name], other_part or part
+            mend = f"give phase {name} steps, or published weights"
+            if needed not in earlier.train:
+                mend = (
+                    f"phase {name} trains only {', '.join(earlier.train)}; start from a part of it, such as {name}.text"
+                )
             raise PhaseError(
                 f"phase {phase} starts its {part} from {origin}, which nothing has trained: its weights are still "
-                f"random. Give phase {name} steps, or published weights; or, to learn from nothing, set "
-                f"phases.{phase}.untrained_base"
+                f"random; {mend}, or, to learn from nothing, set phases.{phase}.untrained_base"
             )
     return trained
 

@@ -76,21 +76,23 @@ def passing_stops_on(run: Callable[[], ResultT], stop_file: StopFile) -> ResultT
 
     Outside of the main thread, which alone hears signals, `run` is simply called.
     """
-    stop_file.remove()
     if threading.current_thread() is not threading.main_thread():
         return run()
     result: Future[ResultT] = Future()
-    with stop_signals() as stop_requested:
-        threading.Thread(target=functools.partial(_run_into, result, run), name="ray-train", daemon=True).start()
-        asked = False
-        while not result.done():
-            if stop_requested.wait(0.2) and not asked:
-                stop_file.write()
-                asked = True
-            elif asked:
-                time.sleep(0.2)
-    stop_file.remove()
-    return result.result()
+    try:
+        with stop_signals() as stop_requested:
+            threading.Thread(target=functools.partial(_run_into, result, run), name="ray-train", daemon=True).start()
+            asked = False
+            while not result.done():
+                if stop_requested.wait(0.2) and not asked:
+                    with contextlib.suppress(OSError):  # a store that does not answer is asked again
+                        stop_file.write()
+                        asked = True
+                time.sleep(0.2 if asked else 0.0)
+        return result.result()
+    finally:
+        with contextlib.suppress(OSError):  # the next run removes it
+            stop_file.remove()
 
 
 def _run_into(result: "Future[Any]", run: Callable[[], Any]) -> None:

@@ -204,17 +204,17 @@ class _PhaseRun:
         stop = False
         with stop_signals() as stop_requested:
             while self._step < last_step and not stop:
-                self._take_step(metrics)
-                stop, overdue = self._agree(stop_requested.is_set() or stop_file.is_there())
+                taken = self._take_step(metrics)
+                stop, due = self._agree(stop_requested.is_set() or (self._group.is_leader and stop_file.is_there()))
                 ended = self._step == last_step
-                if self._step % run.log_every == 0 or ended:
+                if taken and (self._step % run.log_every == 0 or ended):
                     self._log_metrics(metrics)
                 with metrics.excluded():
-                    if stop or overdue or ended or self._step % run.checkpoint_every == 0:
+                    if stop or due or (taken and (ended or self._step % run.checkpoint_every == 0)):
                         self._save_checkpoint()
                         if report is not None:
                             report({"step": self._step, "loss": self._loss})
-                    if run.sample_every and not stop and (self._step % run.sample_every == 0 or ended):
+                    if run.sample_every and taken and not stop and (self._step % run.sample_every == 0 or ended):
                         self._sample()
         done = self._step >= last_step
         if done:
@@ -222,20 +222,20 @@ class _PhaseRun:
         loss = self._loss if math.isfinite(self._loss) else None
         return PhaseResult(self._job.phase, self._step, done, self._resumed_at, loss, self._started_from)
 
-    def _take_step(self, metrics: StepMetrics) -> None:
-        """One optimizer step over a global batch. A batch whose loss or gradient is not finite is skipped."""
+    def _take_step(self, metrics: StepMetrics) -> bool:
+        """One optimizer step over a global batch. Returns False where the batch was skipped, because its loss or its
+        gradient is not finite."""
         group, optimizer_settings = self._group, self._job.recipe.optimizer
-        while True:
-            with metrics.waiting_for_data():
-                share = next(self._batches)
-            num_readable = float(group.sum(share.weight.sum().to(group.device, torch.float32)))
-            micro_batches = self._accumulate_gradients(share, max(num_readable, 1.0))
-            norm = gradient_norm(self._trained)
-            loss_sum = sum((of.losses.sum() for of in micro_batches), torch.zeros((), device=group.device))
-            global_loss_sum = float(group.sum(loss_sum.float()))
-            if math.isfinite(global_loss_sum) and math.isfinite(float(norm)):
-                break
+        with metrics.waiting_for_data():
+            share = next(self._batches)
+        num_readable = float(group.sum(share.weight.sum().to(group.device, torch.float32)))
+        micro_batches = self._accumulate_gradients(share, max(num_readable, 1.0))
+        norm = gradient_norm(self._trained)
+        loss_sum = sum((of.losses.sum() for of in micro_batches), torch.zeros((), device=group.device))
+        global_loss_sum = float(group.sum(loss_sum.float()))
+        if not math.isfinite(global_loss_sum) or not math.isfinite(float(norm)):
             self._skip(micro_batches)
+            return False
         clip_gradients(self._trained, norm, optimizer_settings.max_grad_norm)
         self._step += 1
         rate_share = optimizer_settings.share_of_rate(self._step, self._job.settings.steps)
@@ -248,6 +248,7 @@ class _PhaseRun:
         for of in micro_batches:
             metrics.add(of.losses, of.weights, of.sigmas, *of.work)
         metrics.step(float(norm))
+        return True
 
     def _agree(self, asked_to_stop: bool) -> tuple[bool, bool]:
         """Whether any worker was asked to stop, and whether a checkpoint is due now, by the leading worker's clock or
@@ -293,15 +294,16 @@ class _PhaseRun:
         self._optimizer.zero_grad(set_to_none=True)
         too_many = self._skipped.add(self._step)
         about = f"phase {self._job.phase}, step {self._step + 1}: {what}"
+        if self._trackers is not None:
+            self._trackers.skipped(self._step + 1, samples)
         if too_many:
             raise TrainingError(
                 f"{about}; more than {self._run_settings.max_skipped:.2%} of the last {WINDOW} batches were like that. "
                 "The step was not taken, and all checkpoints before it are intact. The key `skipped` in "
                 f"{self._job.folder}/{METRICS} names the samples; data.denylist excludes samples"
             )
-        if self._trackers is not None:
+        if self._group.is_leader:
             _log.warning("%s; the batch is skipped, number %d", about, self._skipped.total)
-            self._trackers.skipped(self._step + 1, samples)
 
     # ---- outputs ----
 

@@ -4,7 +4,8 @@ Each worker has an even part of every frame's tokens. Other tokens are few, and 
 attention, workers exchange tokens for heads. Each then has all tokens of its heads, and the mask is that of one worker.
 After the attention they change back.
 
-The gradient of a parameter is the sum of what each worker's backward pass gives.
+Each worker computes the same loss of the whole sample. The gradient of a parameter is then the mean over the workers of
+what their backward passes give.
 """
 
 from dataclasses import dataclass

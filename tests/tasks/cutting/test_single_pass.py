@@ -278,7 +278,13 @@ def test_each_error_is_recorded_for_the_step_that_had_it(
     assert not written(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["fade_and_cut.mp4", "cuts_quick.mp4"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("fade_and_cut.mp4", "cuts_quick.mp4"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("fades.mp4", "corrupt_frames.mp4")),
+    ],
+)
 def test_what_is_certain_of_an_open_shot_stays_true(world: Any, name: str) -> None:
     finder = ShotFinder(SCENES)
     said = []

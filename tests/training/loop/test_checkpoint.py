@@ -152,6 +152,20 @@ def test_a_base_that_was_never_trained_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PhaseError, match=r"phase warmup starts its video from base, which nothing has trained"):
         train_phase(job(tmp_path, "warmup"), WorkerGroup())
     asked = job(tmp_path, "warmup")
+    with pytest.raises(PhaseError, match=r"phase warmup starts its video from base.*; give phase base steps"):
+        phases.check_origins(
+            job(tmp_path / "nothing yet", steps=0).recipe, ["base", "warmup"], tmp_path / "nothing yet"
+        )
+    phases.check_origins(asked.recipe, list(asked.recipe.phases), tmp_path / "nothing yet")
+    deaf = asked.recipe.phases["warmup"].model_copy(
+        update={"weights": dict.fromkeys(("video", "text", "audio"), "base")}
+    )
+    with pytest.raises(PhaseError, match=r"starts its audio from base.*phase base trains only video, text"):
+        phases.check_origins(
+            asked.recipe.model_copy(update={"phases": {**asked.recipe.phases, "warmup": deaf}}),
+            ["base", "warmup"],
+            tmp_path,
+        )
     warmup = asked.recipe.phases["warmup"].model_copy(update={"untrained_base": True})
     allowed = asked.recipe.model_copy(update={"phases": {**asked.recipe.phases, "warmup": warmup}})
     train_phase(replace(asked, recipe=allowed), WorkerGroup())

@@ -23,6 +23,7 @@ from training.loop import phases
 from training.loop.job import TrainingError
 from training.loop.launch import launch, workers_environment
 from training.loop.parallel import WorkerGroup
+from training.loop.stopping import StopFile
 from training.loop.tracking import read_metrics
 from training.loop.trainer import train_phase
 
@@ -45,6 +46,15 @@ def test_workers_that_do_not_share_a_batch_evenly_are_refused(tmp_path: Path) ->
         TrainingError, match=r"6 workers do not share a batch of 8 evenly with 2 of them on each sample"
     ):
         launch(job(tmp_path, sequence_parallel=2), workers=6)
+    with pytest.raises(
+        TrainingError, match=r"3 workers cannot share the 4 heads of size debug evenly; it can be 1, 2, 4"
+    ):
+        launch(job(tmp_path, sequence_parallel=3), workers=6)
+
+
+def test_a_stop_file_of_an_earlier_run_stops_nothing(tmp_path: Path) -> None:
+    StopFile(str(tmp_path / "base")).write()
+    assert launch(job(tmp_path)).done
 
 
 def test_workers_get_the_mlflow_address_and_no_password(monkeypatch: pytest.MonkeyPatch) -> None:

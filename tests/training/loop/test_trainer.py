@@ -198,6 +198,8 @@ def test_compiled_blocks_learn_the_same(tmp_path: Path) -> None:
 def test_too_many_losses_that_are_not_finite_stop_before_the_step_and_name_their_samples(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"step 2: the loss of s03 is not finite"):
         train_phase(job(tmp_path, learner=Bad, micro_batch=2, checkpoint_every=1, max_skipped=0), WorkerGroup())
+    (row,) = [row for row in read_metrics(tmp_path / "base" / "metrics.jsonl") if "skipped" in row]
+    assert row == {"step": 2, "skipped": ["s03"]}
     assert [path.name for path in (tmp_path / "base" / "checkpoints").iterdir()] == ["step-00000001"]
     assert not Path(phases.phase_weights_folder(tmp_path, "base")).exists()
     whole = train_phase(job(tmp_path, checkpoint_every=1), WorkerGroup())
