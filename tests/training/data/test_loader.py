@@ -26,7 +26,7 @@ from tests.training.data.loading import loader, npy, repack, take
 from training.config import ConditionDropout
 from training.data.batch import Batch
 from training.data.buckets import LoaderError
-from training.data.loader import Loader, read_denylist, tiers_within
+from training.data.loader import tiers_within
 
 COUNT = 40
 NEVER = ConditionDropout(text=0.0, audio=0.0, first_frame=0.0, last_frame=0.0)
@@ -301,37 +301,6 @@ def test_clips_that_are_too_short_or_of_another_rate_are_left_out_and_said(
     with pytest.raises(LoaderError, match="no sample"):
         take(other, 1)
     assert other.left_out["25 frames a second, not 24"] == COUNT + 10
-
-
-def test_clips_that_the_denylist_names_are_left_out(puppets: Path, tmp_path: Path) -> None:
-    keys = [key for batch in islice(loader(puppets), 4) for key in batch.keys]
-    denied = tmp_path / "denied.txt"
-    denied.write_text(f"# not these\n{keys[0]}  # a comment\n\n{keys[5]}\nnobody\n")
-    assert read_denylist(str(denied)) == {keys[0], keys[5], "nobody"}
-    loaded = loader(puppets, denied=read_denylist(str(denied)))
-    kept = [key for batch in islice(loaded, 4) for key in batch.keys]
-    assert not {keys[0], keys[5]} & set(kept)
-    assert loaded.left_out["named in the denylist"] >= 2
-    with pytest.raises(LoaderError, match=r"the denylist .*absent\.txt cannot be read"):
-        read_denylist(str(tmp_path / "absent.txt"))
-
-
-def test_a_clip_that_waits_for_its_batch_can_be_denied_on_resuming(puppets: Path) -> None:
-    loaded = loader(puppets, frames=(33, 65), batch=7)  # two lengths, so that clips of one wait while the other is full
-    batches = iter(loaded)
-    while not loaded.state_dict()["pending"]:
-        next(batches)
-    batches.close()
-    waiting = {key for batch in islice(resumed(puppets, loaded), 4) for key in batch.keys}
-    for key in sorted(waiting):
-        kept = [k for batch in islice(resumed(puppets, loaded, denied=[key]), 4) for k in batch.keys]
-        assert key not in kept
-
-
-def resumed(puppets: Path, loaded: Loader, **settings: Any) -> Loader:
-    again = loader(puppets, frames=(33, 65), batch=7, **settings)
-    again.load_state_dict(loaded.state_dict())
-    return again
 
 
 def test_a_window_inside_a_clip_is_what_encoding_its_frames_gives(tmp_path: Path) -> None:
