@@ -108,7 +108,7 @@ def test_a_stage_over_its_time_limit_gives_one_error_row(run: Run, world: Any, t
 
 
 def test_a_source_over_its_time_limit_is_tried_again_step_by_step(run: Run, world: Any) -> None:
-    uris: dict[str, dict[str, str]] = {str(world.path("talk_3s.mp4")): {}}
+    uris: dict[str, dict[str, str]] = {str(world.path("talk_medium.mp4")): {}}
     done, outcome = run(uris, limits={"scenes": 0.001, "clips": 0.001})
     # a fast machine may have found the shots before the worker pool looks at the time; it has not cut the clips then
     steps = ["scenes", "clips", "people", "motion", "speech"]
