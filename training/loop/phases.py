@@ -10,7 +10,7 @@ import struct
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, cast
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,8 @@ from torch import Tensor
 from data_manifests.storage import Storage, local_copy
 from training.config import PARTS, PhaseSettings, TrainingRecipe
 from training.loop.parallel import WorkerGroup, full_tensor
+
+_ALONE = WorkerGroup()
 
 WEIGHTS, AVERAGED, ABOUT = "model.safetensors", "averaged.safetensors", "weights.json"
 
@@ -175,8 +177,9 @@ def check_origins(recipe: TrainingRecipe, chosen: Sequence[str], out: Path | str
     made: Trained = {}
     for phase in chosen:
         settings = recipe.phases[phase]
+        before = (about_weights(out, phase) or {}).get("trained", {})  # where it has ended already
         made[phase] = {
-            part: trained or (settings.steps > 0 and part in settings.train)
+            part: trained or before.get(part, False) or (settings.steps > 0 and part in settings.train)
             for part, trained in trained_origins(phase, recipe, out, made).items()
         }
 
@@ -240,7 +243,7 @@ def read_weights(address: str) -> dict[str, Tensor]:
         return load_file(path)
 
 
-def part_hashes(weights: Mapping[str, Tensor], part_of: PartOf, group: WorkerGroup | None = None) -> dict[str, str]:
+def part_hashes(weights: Weights, part_of: PartOf, group: WorkerGroup = _ALONE) -> dict[str, str]:
     """A sha256 of each part, over the names, types, shapes and bytes of its parameters.
 
     group: the workers over which the weights are sharded. Every one calls it, and one parameter at a time is gathered.
@@ -248,13 +251,14 @@ def part_hashes(weights: Mapping[str, Tensor], part_of: PartOf, group: WorkerGro
     digests = {part: hashlib.sha256() for part in PARTS}
     for name in sorted(weights):
         value = full_tensor(weights[name].detach())
-        if group is None or group.is_leader:
+        if group.is_leader:
             value = value.cpu().contiguous()
             digest = digests[part_of(name)]
             digest.update(f"{name} {value.dtype} {list(value.shape)}\0".encode())
             digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     hashes = {part: digest.hexdigest() for part, digest in digests.items()}
-    return hashes if group is None else cast(dict[str, str], group.gather(hashes)[0])
+    gathered: dict[str, str] = group.gather(hashes)[0]
+    return gathered
 
 
 def write_weights(
@@ -263,7 +267,7 @@ def write_weights(
     model: Weights,
     averaged: Weights,
     about: Mapping[str, Any],
-    group: WorkerGroup | None = None,
+    group: WorkerGroup = _ALONE,
 ) -> None:
     """Write a phase's weights and their weights.json, completely or not at all.
 
@@ -272,20 +276,19 @@ def write_weights(
 
     group: the workers over which the weights are sharded. Every one calls it, and the leading one writes.
     """
-    writes = group is None or group.is_leader
     folder = Storage(phase_weights_folder(out, phase))
     writing_to = Storage(f"{out}/{phase}/.weights.tmp") if folder.is_local else folder
-    if writes and folder.is_local:
+    if group.is_leader and folder.is_local:
         shutil.rmtree(writing_to.root, ignore_errors=True)
-    elif writes:
+    elif group.is_leader:
         folder.remove(ABOUT)
     for name, weights in ((WEIGHTS, model), (AVERAGED, averaged)):
-        if writes:
+        if group.is_leader:
             writing_to.write(name, functools.partial(_save, weights))
         else:
             for key in sorted(weights):
                 full_tensor(weights[key].detach())  # the leading worker gathers it
-    if not writes:
+    if not group.is_leader:
         return
     writing_to.write_bytes(ABOUT, (json.dumps(dict(about), sort_keys=True, indent=1) + "\n").encode())
     if folder.is_local:

@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -83,12 +83,11 @@ def passing_stops_on(run: Callable[[], ResultT], stop_file: StopFile) -> ResultT
         with stop_signals() as stop_requested:
             threading.Thread(target=functools.partial(_run_into, result, run), name="ray-train", daemon=True).start()
             asked = False
-            while not result.done():
-                if stop_requested.wait(0.2) and not asked:
+            while not wait([result], timeout=0.2).done:
+                if stop_requested.is_set() and not asked:
                     with contextlib.suppress(OSError):  # a store that does not answer is asked again
                         stop_file.write()
                         asked = True
-                time.sleep(0.2 if asked else 0.0)
         return result.result()
     finally:
         with contextlib.suppress(OSError):  # the next run removes it
